@@ -14,7 +14,7 @@ from evo2cli.files import check_output, open_output
 from evo2cli.genome.source import read_lines
 from evo2cli.genome.vcf import Status
 from evo2cli.score.options import Layout
-from evo2cli.score.output import MARKS, SHARD, SHARDED_INPUT, index_output
+from evo2cli.score.output import SHARD, SHARD_KEY, SHARDED_INPUT, index_output
 
 _STATUS = b"EVO2_STATUS"
 _UNSCORED = frozenset(status.encode() for status in Status if not status.is_scored)
@@ -155,7 +155,7 @@ def _open_part(path: Path, layout: Layout) -> tuple[_Head, Iterator[bytes]]:
 
 def _json_marks(line: bytes) -> list[bytes]:
     """The marks in the first JSON line; empty if that line is a record."""
-    if line.startswith(f'{{"{MARKS}": '.encode()):
+    if line.startswith(f'{{"{SHARD_KEY}": '.encode()):
         with suppress(ValueError):  # truncated
-            return [f"{mark}\n".encode() for mark in json.loads(line)[MARKS]]
+            return [f"{mark}\n".encode() for mark in json.loads(line)[SHARD_KEY]]
     return []

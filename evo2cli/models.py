@@ -1,5 +1,6 @@
 """Load a model for a command: choose device and dtype, and report errors in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,23 @@ _HEAD = "head.safetensors"  # in the folder of a run of `evo2 finetune`
 DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
 
 
-def pick_device(name: str) -> torch.device:
+# Pins 8 GiB in 1.0 s, instead of 3.7 (tests/benchmarks/results/inference.md).
+ALLOCATOR = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+
+
+def pick_device(name: str, *, allocator: str = ALLOCATOR) -> torch.device:
     """Parse a device; "auto" is the first CUDA device, or the CPU if there is none.
+
+    Args:
+        name: As PyTorch writes it, or "auto".
+        allocator: Configuration of PyTorch's allocators, unless the user has set one in the
+            environment. PyTorch reads it when it first uses a GPU.
 
     Raises:
         UserError: The device is not available.
     """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = allocator
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

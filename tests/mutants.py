@@ -50,7 +50,7 @@ models/stripedhyena2/parametrization.py: DecayingPoles PublishedPoles DecayWindo
 models/stripedhyena2/model.py: forward through_blocks unembed
     > stripedhyena2/test_model.py stripedhyena2/test_decoding.py
 models/stripedhyena2/operators/attention.py: PreallocatedKV AttentionSlots rotary_frequencies
-    forward step require_room > stripedhyena2/test_model.py stripedhyena2/test_decoding.py
+    forward step check_capacity > stripedhyena2/test_model.py stripedhyena2/test_decoding.py
 models/stripedhyena2/decoding.py: Decoder > stripedhyena2/test_decoding.py
 models/stripedhyena2/streaming.py: fallback fastest_streaming stream
     > stripedhyena2/test_streaming.py

@@ -63,8 +63,7 @@ class WindowLoader:
         packing: Whether windows run across documents.
         reverse_complement: Whether each window is reverse complemented with probability 1/2.
         mask_tags: Whether tags are excluded from the loss.
-        repeats: Probability that a repeat is inserted into a window, see `Repeats`.
-        inverted_repeats: Fraction of the repeats that are inverted (reverse complemented).
+        repeats: Inserted into the windows.
 
     Raises:
         ValueError: A source is shorter than a window, the number of weights is not that of the
@@ -82,8 +81,7 @@ class WindowLoader:
         packing: Packing = "stream",
         reverse_complement: bool = True,
         mask_tags: bool = True,
-        repeats: float = 0.0,
-        inverted_repeats: float = 0.0,
+        repeats: Repeats | None = None,
     ) -> None:
         if weights is not None and len(documents) != len(weights):
             raise ValueError(
@@ -92,8 +90,8 @@ class WindowLoader:
         self._documents = list(documents)
         self._length, self._sequences, self._seed = length, sequences, seed
         self._reverse_complement, self._mask_tags = reverse_complement, mask_tags
-        self._repeats = Repeats(repeats, inverted_repeats, seed) if repeats else None
-        if repeats and length < MIN_LENGTH:
+        self._repeats = repeats
+        if repeats is not None and length < MIN_LENGTH:
             raise ValueError(f"a window of {length} is too short for repeats; {MIN_LENGTH} is not")
         self._packings = [_pack(source, packing, length, shifted=True) for source in documents]
         counts = [packed.num_windows for packed in self._packings]

@@ -8,13 +8,15 @@ window is copied over the bases further on:
 
 For a window of T bytes and numbers u, v, w drawn uniformly from [0, 1),
 
-    size      log-uniform in MIN_SIZE ... T // 2            by u
-    distance  log-uniform in size ... T - size              by v
-    start     uniform in 0 ... T - size - distance          by w
+    size      log-uniform in MIN_SIZE ... min(longest, T // 2)    by u
+    distance  log-uniform in size ... T - size                    by v
+    start     uniform in 0 ... T - size - distance                by w
+
+Of several repeats in a window, each copies what the ones before have left there.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ from evo2cli.genome.alphabet import ACGT, reverse_complement
 MIN_SIZE = 16  # bases; shorter repeats occur by chance
 MIN_LENGTH = 2 * MIN_SIZE  # of a window, in bytes
 _IS_BASE = np.isin(np.arange(256), list(ACGT + ACGT.lower()))
-_Draw = Literal["window", "size", "distance", "start", "strand"]
+_DRAWS = "window", "size", "distance", "start", "strand"
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,23 @@ class Repeats:
     """Inserts repeats into windows; those of a window depend on seed and sample number alone.
 
     Attributes:
-        probability: Probability that a window gets a repeat.
+        number: Mean number of repeats in a window: at least floor(number), and one more with the
+            probability that is left.
         inverted: Fraction of the repeats that are inverted, i.e. reverse complements.
         seed: Determines windows, sizes, positions and strands.
+        longest: Bases of the longest repeat; None for half a window.
     """
 
-    probability: float
+    number: float
     inverted: float
     seed: int
+    longest: int | None = None
 
     def insert(self, tokens: Bytes, masked: Flags, samples: Integers) -> None:
         """Insert repeats into windows, in place.
 
-        A window stays as it is if the source or the target segment holds anything but A, C, G and T
-        (N, the end of a document, a tag): nothing is copied across documents or from a gap.
+        A repeat is left out if its source or target segment holds anything but A, C, G and T (N,
+        the end of a document, a tag): nothing is copied across documents or from a gap.
 
         Args:
             tokens: The windows, case kept, [W, T] with T of at least `MIN_LENGTH`.
@@ -56,23 +61,26 @@ class Repeats:
             samples: Sample numbers of the windows in the run, [W].
         """
         length = tokens.shape[1]
+        longest = min(self.longest or length, length // 2)
         is_base = _IS_BASE[tokens] & ~masked
-        for row in np.flatnonzero(self._uniform("window", samples) < self.probability).tolist():
-            sample = samples[row : row + 1]
-            size = log_uniform(MIN_SIZE, length // 2, self._uniform("size", sample).item())
-            distance = log_uniform(size, length - size, self._uniform("distance", sample).item())
-            start = int(self._uniform("start", sample).item() * (length - size - distance + 1))
-            source = slice(start, start + size)
-            target = slice(start + distance, start + distance + size)
-            if is_base[row, source].all() and is_base[row, target].all():
-                copy = tokens[row, source].tobytes()
-                if self._uniform("strand", sample).item() < self.inverted:
-                    copy = reverse_complement(copy)
-                tokens[row, target] = np.frombuffer(copy, np.uint8)
+        for index in range(math.ceil(self.number)):
+            drawn = {draw: self._uniform(draw, index, samples) for draw in _DRAWS}
+            for row in np.flatnonzero(drawn["window"] < self.number - index).tolist():
+                size = log_uniform(MIN_SIZE, longest, drawn["size"][row].item())
+                distance = log_uniform(size, length - size, drawn["distance"][row].item())
+                start = int(drawn["start"][row].item() * (length - size - distance + 1))
+                source = slice(start, start + size)
+                target = slice(start + distance, start + distance + size)
+                if is_base[row, source].all() and is_base[row, target].all():
+                    copy = tokens[row, source].tobytes()
+                    if drawn["strand"][row] < self.inverted:
+                        copy = reverse_complement(copy)
+                    tokens[row, target] = np.frombuffer(copy, np.uint8)
 
-    def _uniform(self, draw: _Draw, samples: Integers) -> npt.NDArray[np.float64]:
-        """A uniform number in [0, 1) for each sample, [W]."""
-        words = hashed(np.uint64(keyed_number(self.seed, "repeats", draw)), samples)
+    def _uniform(self, draw: str, index: int, samples: Integers) -> npt.NDArray[np.float64]:
+        """A uniform number in [0, 1) for the repeat of that index in each sample, [W]."""
+        key = ("repeats", draw, index) if index else ("repeats", draw)
+        words = hashed(np.uint64(keyed_number(self.seed, *key)), samples)
         return (words >> np.uint64(11)) * np.float64(2**-53)
 
 

@@ -8,16 +8,13 @@ of one character.
 Source: `mask_control_tags` of Savanna, which decides by the part of a piece inside the window.
 """
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
 from evo2cli.data.documents import END_OF_DOCUMENT, Bytes
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import upper_dna
-from evo2cli.genome.fasta import Record, require_nucleotides
+from evo2cli.genome.fasta import require_letters
 
 Flags = npt.NDArray[np.bool_]
 
@@ -72,25 +69,23 @@ def read_tag(text: str, origin: str = "--tag") -> bytes:
     return tag.encode()
 
 
-def split_record(path: Path | str, record: Record, tag: bytes = b"") -> tuple[bytes, bytes]:
-    """The lineage tag of a record, and its upper-case DNA.
+def split_tag(origin: str, sequence: bytes, tag: bytes = b"") -> tuple[bytes, bytes]:
+    """Split a sequence into its lineage tag, which may be empty, and its upper-case DNA.
 
     Args:
-        path: The file, for messages.
-        record: A record whose sequence may begin with its own tag.
-        tag: The tag of records without their own.
+        origin: Begins error messages, e.g. "x.fa: record 'a'".
+        sequence: The sequence, which may begin with its own tag.
+        tag: The tag of sequences without their own.
 
     Raises:
-        UserError: The rest of the record is not DNA or RNA, its tag is not a lineage, or it has its
-            own tag although `tag` is given.
+        UserError: The rest of the sequence is not DNA or RNA, its tag is not a lineage, or it has
+            its own tag although `tag` is given.
     """
-    end = record.sequence.find(b"|", 1) + 1 if record.sequence.startswith(b"|") else 0
-    record_tag, bases = record.sequence[:end], record.sequence[end:]
-    require_nucleotides(path, replace(record, sequence=bases))
-    if record_tag and tag:
-        raise UserError(
-            f"{path}: record {record.name!r} begins with a lineage tag of its own; leave out --tag"
-        )
-    if record_tag:
-        tag = read_tag(record_tag.decode(errors="replace"), f"{path}: record {record.name!r}:")
+    end = sequence.find(b"|", 1) + 1 if sequence.startswith(b"|") else 0
+    own_tag, bases = sequence[:end], sequence[end:]
+    require_letters(origin, bases, "put it all first, between two |, or remove it")
+    if own_tag and tag:
+        raise UserError(f"{origin} begins with a lineage tag of its own; leave out --tag")
+    if own_tag:
+        tag = read_tag(own_tag.decode(errors="replace"), f"{origin}:")
     return tag, upper_dna(bases)

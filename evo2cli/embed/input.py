@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from evo2cli.data.tags import read_tag, split_record
+from evo2cli.data.tags import read_tag, split_tag
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, upper_dna
-from evo2cli.genome.contig_names import KNOWN
+from evo2cli.genome.contig_names import DEFAULT_NAMES
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, locate_features, read_features
 from evo2cli.genome.reference import Reference
@@ -78,7 +78,7 @@ class FeatureIndex:
 
     def within(self, sequence: InputSequence) -> Iterator[Feature]:
         """Features that lie entirely within a sequence, by ascending start."""
-        contig = KNOWN.find(sequence.contig, self._by_contig)
+        contig = DEFAULT_NAMES.find(sequence.contig, self._by_contig)
         if contig is None:
             return
         features, end = self._by_contig[contig], sequence.start + len(sequence.bases)
@@ -128,9 +128,10 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
     if is_gff(options.source) or ".bed" in options.source.suffixes:
         raise UserError(f"{options.source}: give the genome of these regions with --reference")
     for record in read_records(options.source):
-        record_tag, bases = split_record(options.source, record, tag)
+        origin = f"{options.source}: record {record.name!r}"
+        record_tag, bases = split_tag(origin, record.sequence, tag)
         if not bases:
-            raise UserError(f"{options.source}: record {record.name!r} is empty; remove it")
+            raise UserError(f"{origin} is empty; remove it")
         yield InputSequence(record.name, record.name, 0, bases, record_tag)
 
 

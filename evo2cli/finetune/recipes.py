@@ -12,7 +12,7 @@ from evo2cli.files import atomic_path, writing
 from evo2cli.finetune.data import comma_list
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
-from evo2cli.models import pick_device
+from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.recipe import Count, Rate, Recipe, Table, Windows
 from evo2cli.training.recipe_file import check_values
 
@@ -108,7 +108,7 @@ def recipe_values(
         known: Tables that do not depend on the data, from `data_values`.
     """
     method = choose_method(options, task, num_train)
-    on_gpu = pick_device(options.device).type == "cuda"
+    on_gpu = training_device(options.device).type == "cuda"
     is_head = method is Method.HEAD
     batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
     epochs = (50 if is_head else 3) if options.epochs is None else options.epochs

@@ -15,7 +15,7 @@ __all__ = [
     "upper_dna",
 ]
 
-_COMPARED, _PIECE = 1 << 12, 1 << 18  # bases
+_COMPARED, _PIECE = 1 << 12, 1 << 18  # bases at a time
 
 
 def upper_dna(sequence: bytes) -> bytes:
@@ -24,10 +24,10 @@ def upper_dna(sequence: bytes) -> bytes:
 
 
 def canonical_pieces(sequence: bytes) -> Iterator[bytes]:
-    """The same upper-case bytes for a DNA sequence and for its reverse complement.
+    """The strand of a sequence that sorts first, in upper case.
 
-    They are those of the strand that sorts first, in pieces that fit the CPU's cache; usually a few
-    bases from both ends decide which strand that is.
+    So a sequence and its reverse complement give the same bytes. They come in pieces that fit the
+    CPU's cache. Usually a few bases from both ends decide which strand it is.
     """
     pairs = zip(_upper(sequence, _COMPARED), _upper_reverse(sequence, _COMPARED), strict=True)
     is_first = next((forward < reverse for forward, reverse in pairs if forward != reverse), True)

@@ -1,8 +1,8 @@
-"""The text of a bgzip file from any offset on, and whether a `.gzi` index belongs to the file.
+"""Random access to the text of a bgzip file, and a check of its `.gzi` index.
 
 A bgzip file is a sequence of blocks. Each is a gzip member of its own, with its stored size in the
-header and the size of its text at the end, so that all blocks are found without decompression: in
-3 us each (1 core, warm cache), and a human genome has 48,000.
+header and the size of its text at the end, so all blocks are found without decompression. That
+takes 3 us per block (1 core, warm cache); a human genome has 48,000.
 
 N blocks. Source: the SAM specification, "The BGZF compression format".
 """
@@ -30,8 +30,8 @@ class BgzipText(io.RawIOBase):
         path: The file.
 
     Attributes:
-        starts: Where each block begins, in the file and in the text; last, where both end. [N + 1]
-            pairs.
+        starts: [N + 1] pairs: the offset of each block in the file and in the text; last, the
+            lengths of both.
 
     Raises:
         UserError: The file is not made of whole blocks.
@@ -42,7 +42,7 @@ class BgzipText(io.RawIOBase):
         with path.open("rb") as file:
             self._stored = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.starts = [(0, 0)]
-        self._at = 0
+        self._offset = 0
         self._block, self._text = -1, b""
         try:
             self._find_blocks()
@@ -82,19 +82,19 @@ class BgzipText(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to an offset of the text; returns it."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.starts[-1][1]}[whence]
-        self._at = origin + offset
-        return self._at
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self.starts[-1][1]}
+        self._offset = origin[whence] + offset
+        return self._offset
 
     def tell(self) -> int:
         """The offset in the text."""
-        return self._at
+        return self._offset
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # as io calls it
-        """Fill `buffer` with what follows in the current block; 0 at the end of the text."""
-        if self._at >= self.starts[-1][1]:
+        """Fill `buffer` from the current block; returns the number of bytes, 0 at the end."""
+        if self._offset >= self.starts[-1][1]:
             return 0
-        block = int(np.searchsorted(self._text_starts, self._at, side="right")) - 1
+        block = int(np.searchsorted(self._text_starts, self._offset, side="right")) - 1
         if block != self._block:
             (start, _), (end, _) = self.starts[block : block + 2]
             try:
@@ -102,11 +102,11 @@ class BgzipText(io.RawIOBase):
             except zlib.error:
                 raise self._damaged(start) from None
             self._block = block
-        begin = self._at - self.starts[block][1]
-        found = self._text[begin : begin + len(buffer)]
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        start = self._offset - self.starts[block][1]
+        data = self._text[start : start + len(buffer)]
+        buffer[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
 
     def close(self) -> None:
         """Close the file."""
@@ -114,14 +114,14 @@ class BgzipText(io.RawIOBase):
         super().close()
 
 
-def fits_blocks(index: Path, text: BgzipText) -> bool:
-    """Whether a `.gzi` index leads to the blocks of a file: to no other place, and to each.
+def gzi_matches(index: Path, text: BgzipText) -> bool:
+    """Whether the entries of a `.gzi` index are the blocks of a file: all of them, and no others.
 
-    htslib checks no entry: a wrong one gives bases from elsewhere.
+    htslib does not check them: with a wrong entry it returns bases from elsewhere.
 
     Args:
-        index: Pairs of offsets, in the file and in the text, after their number: little-endian
-            64-bit integers. The first block and empty ones may be left out.
+        index: The number of entries, then for each the offsets of a block in the file and in the
+            text: little-endian 64-bit integers. The first block and empty ones may be missing.
         text: The file.
     """
     numbers = np.frombuffer(index.read_bytes(), "<u8").tolist()

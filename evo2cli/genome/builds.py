@@ -2,8 +2,8 @@
 
 Source: the assembly reports of NCBI: GCF_000001405.25 (GRCh37.p13), GCF_000001405.39 (GRCh38.p13),
 GCF_009914755.1 (T2T-CHM13v2.0), GCF_000001635.26 (GRCm38.p6) and GCF_000001635.27 (GRCm39). A test
-compares every row of a chromosome; patches leave chromosomes as they are. Of NCBI36
-(GCF_000001405.12) only the mitochondrion is known by its accession, as UCSC has it in hg19, too.
+compares all chromosomes with them; patches do not change chromosomes. NCBI36 (GCF_000001405.12) has
+the accession of its mitochondrion only, which UCSC kept in hg19.
 """
 
 from collections import defaultdict
@@ -15,12 +15,12 @@ MITOCHONDRION = "MT"
 
 @dataclass(frozen=True)
 class Build:
-    """A build.
+    """A genome build.
 
     Attributes:
-        name: As NCBI names it, and as UCSC does.
+        name: The names of NCBI and UCSC, e.g. "GRCh38 (hg38)".
         lengths: Bases of each chromosome, by its plain name: 1 to 22, X, Y and MT in a human.
-        accessions: The chromosome of each accession, RefSeq's and GenBank's.
+        accessions: The chromosome of each accession of RefSeq and GenBank.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Build:
 def _build(
     name: str, mitochondrion: str, lengths: str, refseq: list[str], genbank: list[str]
 ) -> Build:
-    """A build.
+    """Create a build.
 
     Args:
-        name: Its name.
-        mitochondrion: Length and accessions of MT, with blanks.
-        lengths: Bases of the numbered chromosomes, X and Y, with blanks.
-        refseq: Their accessions in RefSeq; empty if they are not needed.
-        genbank: Their accessions in GenBank.
+        name: As in `Build`.
+        mitochondrion: Length and accessions of MT, separated by blanks.
+        lengths: Bases of the numbered chromosomes, X and Y, separated by blanks.
+        refseq: Their accessions in RefSeq, in the same order; empty for none.
+        genbank: Their accessions in GenBank, likewise.
     """
     sizes = lengths.split()
     chromosomes = [*map(str, range(1, len(sizes) - 1)), "X", "Y"]
@@ -55,12 +55,12 @@ def _build(
 
 
 def _refseq(first: int, versions: str) -> list[str]:
-    """Accessions of RefSeq whose numbers follow one another, with their versions."""
+    """Accessions of RefSeq with consecutive numbers, and their versions separated by blanks."""
     return [f"NC_{number:06}.{version}" for number, version in enumerate(versions.split(), first)]
 
 
 def _genbank(first: int, version: int, count: int) -> list[str]:
-    """Accessions of GenBank whose numbers follow one another, with one version."""
+    """Accessions of GenBank with consecutive numbers and the same version."""
     return [f"CM{number:06}.{version}" for number in range(first, first + count)]
 
 
@@ -133,26 +133,26 @@ for _each in BUILDS:
 
 
 def builds_of(chromosome: str, length: int) -> set[str]:
-    """The names of the builds whose chromosome (1, X or MT) has this length."""
+    """The names of the builds in which a chromosome (plain name: 1, X, MT) has this length."""
     return _BUILDS_OF.get((chromosome, length), set())
 
 
 def build_of(lengths: Mapping[str, int]) -> str | None:
-    """The build with contigs of these names (chr1 or 1) and lengths.
+    """The name of the build with contigs of these names (chr1 or 1) and lengths.
 
-    None if no build has any of them, or if they belong to more than one build. A mitochondrion,
-    which several builds share, does not count.
+    None if no build has any of them, or if they belong to different builds. Lengths that several
+    builds share, e.g. of the mitochondrion, do not count.
     """
-    found = [builds_of(name.removeprefix("chr"), length) for name, length in lengths.items()]
-    builds = {name for names in found if len(names) == 1 for name in names}
+    candidates = [builds_of(name.removeprefix("chr"), length) for name, length in lengths.items()]
+    builds = {name for names in candidates if len(names) == 1 for name in names}
     return builds.pop() if len(builds) == 1 else None
 
 
-def disagreement(variants: Mapping[str, int], reference: Mapping[str, int]) -> str | None:
-    """The message that contigs have other lengths in a VCF than in a reference, or None.
+def length_mismatch(variants: Mapping[str, int], reference: Mapping[str, int]) -> str | None:
+    """The message that contigs of a VCF and of a reference differ in length; None if none does.
 
     Args:
-        variants: Lengths by the header of the VCF, under the names of the reference.
+        variants: Lengths in the header of the VCF, by the names of the reference.
         reference: Lengths in the reference.
     """
     differing = [name for name, length in variants.items() if reference[name] != length]

@@ -1,7 +1,7 @@
-"""Coding sequences, and what changes of their protein are in codons of the standard genetic code.
+"""Coding sequences, and amino-acid changes as changes of codons by the standard genetic code.
 
-A change of amino acids is written as in ProteinGym: A123T puts threonine in the place of the
-alanine at 123, 1-based; several changes are joined by ':'.
+Changes are written as in ProteinGym: A123T replaces the alanine at position 123 (1-based) by
+threonine; ':' joins several changes.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from Bio.Data import CodonTable
 
-from evo2cli.errors import UserError, counted
+from evo2cli.errors import UserError, counted, listed
 from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, read_features
@@ -36,17 +36,16 @@ for _codon, _amino_acid in AMINO_ACIDS.items():
     CODONS[_amino_acid].append(_codon)
 _LETTERS = re.escape("".join(CODONS))
 _CHANGE = re.compile(rf"([{_LETTERS}])([0-9]{{1,9}})([{_LETTERS}])")
-_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Change:
-    """A new amino acid.
+    """A change of one amino acid.
 
     Attributes:
-        site: 0-based codon.
-        old: The amino acid that is there; * for a stop.
-        new: The one that takes its place.
+        site: 0-based index of the codon.
+        old: Amino acid of the wild type; * for a stop.
+        new: Amino acid of the mutant; * for a stop.
     """
 
     site: int
@@ -59,10 +58,10 @@ class CodingSequence:
     """A coding sequence, alone or in its genome.
 
     Attributes:
-        origin: What messages call it.
-        bases: Whole codons of A, C, G and T, as they are translated.
+        origin: Its name in messages.
+        bases: Whole codons of A, C, G and T, in the direction of translation.
         contig: Contig of the genome; empty for a sequence alone.
-        positions: 0-based position of each base in the contig.
+        positions: 0-based position of each base in the contig; empty for a sequence alone.
         is_reverse: Whether the gene is on the reverse strand.
     """
 
@@ -77,51 +76,49 @@ class CodingSequence:
         return self.bases[3 * site : 3 * site + 3]
 
     def new_codons(self, change: Change, *, nearest: bool) -> list[bytes]:
-        """The codons that a change may put in the place of the one that is there.
+        """The codons of the new amino acid, without the codon of the wild type; at least one.
 
         Args:
             change: The change.
-            nearest: Only the one that changes the fewest bases; of several, the first in the
-                alphabet.
-
-        Returns:
-            Codons of the new amino acid other than the one that is there, at least one.
+            nearest: Return only the codon that differs in the fewest bases; of several, the first
+                in the alphabet.
 
         Raises:
-            ValueError: The sequence does not have the site, or another amino acid there; or no
-                other codon stands for the new one.
+            ValueError: The sequence has no such site, or another amino acid there; or the new amino
+                acid has no other codon.
         """
-        own = self.codon(change.site)
+        old = self.codon(change.site)
         number = change.site + 1
-        if not own:
+        if not old:
             raise ValueError(f"{self.origin} has {counted(len(self.bases) // 3, 'codon')}")
-        if AMINO_ACIDS[own] != change.old:
+        if AMINO_ACIDS[old] != change.old:
             raise ValueError(
-                f"codon {number} of {self.origin} is {own.decode()} ({AMINO_ACIDS[own]}), not "
+                f"codon {number} of {self.origin} is {old.decode()} ({AMINO_ACIDS[old]}), not "
                 f"{change.old}; is this its coding sequence? --shift adds to all positions"
             )
-        others = [codon for codon in CODONS[change.new] if codon != own]
+        others = [codon for codon in CODONS[change.new] if codon != old]
         if not others:
-            raise ValueError(f"no other codon than {own.decode()} stands for {change.new}")
+            raise ValueError(f"{change.new} has no other codon than {old.decode()}")
         if not nearest:
             return others
-        return [min(others, key=lambda codon: sum(a != b for a, b in zip(codon, own, strict=True)))]
+        return [min(others, key=lambda codon: sum(a != b for a, b in zip(codon, old, strict=True)))]
 
     def windows(
         self, codons: Mapping[int, bytes], genome: Reference | None, width: int
     ) -> tuple[Window, Window] | None:
-        """What the model reads without and with new codons, as the gene is read.
+        """The windows of the wild type and of the mutant, on the strand of the gene.
 
-        Alone, the whole sequence is read; in a genome, a centred window. The allele is all that is
-        between the first and the last of the codons, which all choices for a site share.
+        Of a sequence alone they are the whole sequence, in a genome centred windows. The allele
+        reaches from the first to the last of the codons, so it is the same for all codons of a
+        site.
 
         Args:
             codons: The new codon of each site.
-            genome: Has the contig; None for a sequence alone.
+            genome: The genome with the contig; None for a sequence alone.
             width: Bases of a window of the genome.
 
         Returns:
-            The windows; None if the codons are farther apart than half a window.
+            Both windows; None if the codons are farther apart than half a window.
         """
         if genome is None:
             first, last = 3 * min(codons), 3 * max(codons) + 3
@@ -130,16 +127,16 @@ class CodingSequence:
                 new[3 * site - first : 3 * site - first + 3] = codon
             before, after = self.bases[:first], self.bases[last:]
             return Window(before, self.bases[first:last], after), Window(before, bytes(new), after)
-        places = {
+        new_bases = {
             self.positions[3 * site + index]: base
             for site, codon in codons.items()
             for index, base in enumerate(codon)
         }
-        variant = Interval(self.contig, min(places), max(places) + 1)
+        variant = Interval(self.contig, min(new_bases), max(new_bases) + 1)
         new = bytearray(upper_dna(genome.fetch(variant)))
-        for place, base in places.items():
+        for position, base in new_bases.items():
             [letter] = reverse_complement(bytes([base])) if self.is_reverse else [base]
-            new[place - variant.start] = letter
+            new[position - variant.start] = letter
         pair = cut_windows(genome, variant, bytes(new), width)
         if pair is None:
             return None
@@ -149,14 +146,14 @@ class CodingSequence:
 
 
 def parse_mutant(text: str, shift: int = 0) -> list[Change]:
-    """Read A123T, or several changes joined by ':'; ascending by their sites.
+    """Parse A123T, or several changes joined by ':', into changes sorted by site.
 
     Args:
         text: The changes.
-        shift: What to add to every position.
+        shift: Number to add to every position.
 
     Raises:
-        ValueError: It is not of this form, is shifted to before the first site, or changes a site
+        ValueError: It is not of this form, a shifted position is below 1, or a site is changed
             twice.
     """
     changes = {}
@@ -182,12 +179,12 @@ def read_coding_sequence(
 
     Args:
         path: FASTA of coding sequences; or, with a genome, GFF3 with lines of the type CDS.
-        name: Of the record or the CDS; None if there is only one.
-        genome: The genome of a GFF3.
+        name: Name of the record or the CDS; None if there is only one.
+        genome: The genome of the GFF3.
 
     Raises:
-        UserError: The file cannot be read, does not have the sequence, or this is not whole codons
-            of A, C, G and T.
+        UserError: The file cannot be read, does not have the sequence, or the sequence is not whole
+            codons of A, C, G and T.
     """
     if is_gff(path) is not (genome is not None):
         raise UserError(
@@ -196,10 +193,10 @@ def read_coding_sequence(
             else f"--cds {path}: with --reference, it must be a GFF3 with lines of the type CDS"
         )
     if genome is None:
-        record = _chosen(path, name, [(record.name, record) for record in read_records(path)])
-        return _checked(CodingSequence(f"{path}: {record.name}", upper_dna(record.sequence)))
+        record = _select(path, name, [(record.name, record) for record in read_records(path)])
+        return _validated(CodingSequence(f"{path}: {record.name}", upper_dna(record.sequence)))
     features = [(feature.name, feature) for feature in read_features(path, "CDS")]
-    return _in_genome(path, _chosen(path, name, features), genome)
+    return _in_genome(path, _select(path, name, features), genome)
 
 
 def _in_genome(path: Path, feature: Feature, genome: Reference) -> CodingSequence:
@@ -211,27 +208,30 @@ def _in_genome(path: Path, feature: Feature, genome: Reference) -> CodingSequenc
         raise UserError(f"{origin}: reaches beyond base {genome.length(contig):,} of {contig}")
     spans = [Interval(contig, start, end) for start, end in feature.spans]
     bases = upper_dna(b"".join(map(genome.fetch, spans)))
-    positions = [place for span in spans for place in range(span.start, span.end)]
+    positions = [position for span in spans for position in range(span.start, span.end)]
     is_reverse = feature.strand == "-"
     if is_reverse:
         bases, positions = reverse_complement(bases), positions[::-1]
-    return _checked(CodingSequence(origin, bases, contig, positions, is_reverse))
+    return _validated(CodingSequence(origin, bases, contig, positions, is_reverse))
 
 
-def _chosen(path: Path, name: str | None, named: Sequence[tuple[str, T]]) -> T:
-    """The only one, or the one of the name."""
-    found = [one for own, one in named if name in (None, own)]
-    if len(found) == 1:
-        return found[0]
-    names = list(dict.fromkeys(own for own, _ in named))
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    count = counted(len(found), "coding sequence") if found else "no coding sequence"
+def _select(path: Path, name: str | None, named: Sequence[tuple[str, T]]) -> T:
+    """The only one with this name, or the only one if there is no name.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    matches = [item for item_name, item in named if name in (None, item_name)]
+    if len(matches) == 1:
+        return matches[0]
+    names = dict.fromkeys(item_name for item_name, _ in named)
+    count = counted(len(matches), "coding sequence") if matches else "no coding sequence"
     what = f"{count} named {name!r}" if name else count
-    way_out = "give one" if name and found else "choose one by --cds-name"
-    raise UserError(f"--cds {path}: has {what}; {way_out}: {shown}")
+    way_out = "give one" if name and matches else "choose one by --cds-name"
+    raise UserError(f"--cds {path}: has {what}; {way_out}: {listed(names)}")
 
 
-def _checked(sequence: CodingSequence) -> CodingSequence:
+def _validated(sequence: CodingSequence) -> CodingSequence:
     length = len(sequence.bases)
     if not length or length % 3:
         raise UserError(f"{sequence.origin}: {length:,} bases are not whole codons")

@@ -1,8 +1,8 @@
-"""Names of the same contig: chr17, 17, NC_000017.11 and CM000679.2; and those of a user's file.
+"""Synonyms of contig names: chr17, 17, NC_000017.11 and CM000679.2; and those of a user's file.
 
-A name with chr (also Chr, as in Arabidopsis and rice, or CHR) is the name without it, and M and Mt
-are MT. Accessions of RefSeq and GenBank name a chromosome of one build, so that two of different
-builds never name the same contig.
+A prefix chr (also Chr, as in Arabidopsis and rice, or CHR) makes no difference, and M and Mt are
+MT. Accessions of RefSeq and GenBank belong to a chromosome of one build, so two of different builds
+never name the same contig.
 
 Source: the columns Sequence-Name, GenBank-Accn and RefSeq-Accn of the assembly reports of NCBI that
 `evo2cli.genome.builds` lists. The name of the mitochondrion, MT or chrM, is that of all of them.
@@ -24,40 +24,45 @@ _NO_NAME = "na"
 _PREFIXES = ("chr", "Chr", "CHR")
 _MITOCHONDRIA = ("M", "Mt", MITOCHONDRION)
 
-# The chromosome of an accession and the builds that use it; the accessions of a chromosome.
-_OF_ACCESSION: dict[str, tuple[str, set[str]]] = {}
+# Chromosome and builds by accession; accessions by chromosome.
+_BY_ACCESSION: dict[str, tuple[str, set[str]]] = {}
 _ACCESSIONS: dict[str, list[str]] = defaultdict(list)
 for _build in BUILDS:
     for _accession, _chromosome in _build.accessions.items():
-        if _accession not in _OF_ACCESSION:
-            _OF_ACCESSION[_accession] = (_chromosome, set())
+        if _accession not in _BY_ACCESSION:
+            _BY_ACCESSION[_accession] = (_chromosome, set())
             _ACCESSIONS[_chromosome].append(_accession)
-        _OF_ACCESSION[_accession][1].add(_build.name)
+        _BY_ACCESSION[_accession][1].add(_build.name)
 
 
 def plain_name(contig: str) -> str:
     """The name of a contig without chr, MT for M, and 17 for an accession of chromosome 17."""
-    if contig in _OF_ACCESSION:
-        return _OF_ACCESSION[contig][0]
+    if contig in _BY_ACCESSION:
+        return _BY_ACCESSION[contig][0]
     bare = contig[3:] if contig.startswith(_PREFIXES) else contig
     return MITOCHONDRION if bare in _MITOCHONDRIA else bare
 
 
 def builds_named(contig: str) -> set[str]:
-    """The builds that an accession belongs to; none for other names."""
-    return _OF_ACCESSION[contig][1] if contig in _OF_ACCESSION else set()
+    """The names of the builds that an accession belongs to; none for other names."""
+    return _BY_ACCESSION[contig][1] if contig in _BY_ACCESSION else set()
 
 
 def is_other_build(contig: str, length: int) -> bool:
-    """Whether a chromosome is so long that it belongs to another build than an accession does."""
+    """Whether a chromosome has the length of another build than that of its accession.
+
+    Args:
+        contig: A name; only an accession can be of another build.
+        length: Bases of the chromosome in a genome.
+    """
     actual = builds_of(plain_name(contig), length)
     named = builds_named(contig)
     return bool(named and actual) and named.isdisjoint(actual)
 
 
 @lru_cache(maxsize=1 << 14)
-def _spellings(name: str) -> tuple[str, ...]:
-    """All names of the contig `name`; itself first."""
+def _synonyms(name: str) -> tuple[str, ...]:
+    """All synonyms of a contig name, beginning with itself."""
     plain, builds = plain_name(name), builds_named(name)
     bare = _MITOCHONDRIA if plain == MITOCHONDRION else (plain,)
     short = [prefix + name for prefix in ("", *_PREFIXES) for name in bare]
@@ -73,7 +78,7 @@ class ContigNames:
     """Finds contigs by any of their names.
 
     Args:
-        groups: Further names, each group of the same contig.
+        groups: Further synonyms, a group for each contig.
 
     Raises:
         ValueError: A name is in two groups.
@@ -88,37 +93,37 @@ class ContigNames:
                 self._group[plain] = tuple(group)
 
     def plain(self, name: str) -> str:
-        """The same text for all names of a contig, for comparisons."""
+        """A key for comparisons: the same for all names of a contig."""
         plain = plain_name(name)
         return plain_name(self._group[plain][0]) if plain in self._group else plain
 
     def find(self, name: str, known: Collection[str]) -> str | None:
-        """The name of a contig in `known`: chr1 or NC_000001.11 for 1, and so on.
+        """The synonym of a name that is in `known`, e.g. chr1 or NC_000001.11 for 1.
 
-        None if it has no name in it, or several accessions fit.
+        None if there is none, or if several accessions match.
         """
         if name in known:
             return name
         names = (name, *self._group.get(plain_name(name), ()))
-        found = [spelling for each in names for spelling in _spellings(each) if spelling in known]
-        is_clear = len({each for each in found if each in _OF_ACCESSION}) <= 1
-        return found[0] if found and (is_clear or found[0] not in _OF_ACCESSION) else None
+        matches = [synonym for each in names for synonym in _synonyms(each) if synonym in known]
+        is_clear = len({match for match in matches if match in _BY_ACCESSION}) <= 1
+        return matches[0] if matches and (is_clear or matches[0] not in _BY_ACCESSION) else None
 
 
-KNOWN = ContigNames()
+DEFAULT_NAMES = ContigNames()  # without a user's file
 
 
 def read_contig_names(path: Path | None) -> ContigNames:
-    """Read names of contigs: a line for each, with two or more names; None is no further names.
+    """Read synonyms: one contig per line with two or more names, or an assembly report of NCBI.
 
-    Columns are separated by tabs, or else by commas or blanks, and may be empty; lines with `#` are
-    comments. Assembly reports of NCBI are read, too.
+    Columns are separated by tabs, or else by commas or blanks, and may be empty; lines that begin
+    with `#` are comments. Without a file, the result is `DEFAULT_NAMES`.
 
     Raises:
         UserError: The file cannot be read, a line has one name only, or a name is in two lines.
     """
     if path is None:
-        return KNOWN
+        return DEFAULT_NAMES
     lines_of: dict[str, int] = {}
     groups = []
     for number, names in _read_groups(path):
@@ -141,7 +146,7 @@ def read_contig_names(path: Path | None) -> ContigNames:
 
 
 def _read_groups(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The number of each line with names, and its names."""
+    """Yield the 1-based number of each line with names, and the names."""
     is_report = False
     with numbered_lines(path) as lines:
         for number, line in lines:
@@ -161,7 +166,15 @@ def _read_groups(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def describe_build(contig: str, lengths: Mapping[str, int]) -> str:
-    """What to add to the message that a genome does not have a contig; "" if nothing is known."""
+    """The end of the message that a genome has no such contig: which builds these are.
+
+    Args:
+        contig: Name of the missing contig.
+        lengths: Lengths of the contigs of the genome.
+
+    Returns:
+        Text that begins with ";", or "" for a name that is not an accession.
+    """
     named = builds_named(contig)
     if not named:
         return ""

@@ -1,8 +1,8 @@
 """Stream the records of a FASTA file: blocks of bytes -> texts of records -> `Record`.
 
-Biopython's SimpleFastaParser splits lines instead of blocks: it takes 3 to 5 times as long for
-human chromosome 20 as plain text, and twice as long for chromosome 20 or E. coli as .gz, where
-decompression takes most of the time (1 core, warm cache).
+Biopython's SimpleFastaParser splits lines instead of blocks. It takes 3 to 5 times as long for
+plain text (human chromosome 20), and twice as long for .gz (chromosome 20, E. coli), where most of
+the time is decompression (1 core, warm cache).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.formats import Wanted, recognised
+from evo2cli.genome.formats import Wanted, recognise
 from evo2cli.genome.source import (
     BYTE_ORDER_MARK,
     STDIN,
@@ -26,11 +26,12 @@ from evo2cli.genome.source import (
 
 _BLANKS = b" \t\r\n\v\f"
 _BAR = b"|"  # around a lineage tag
-_MAX_TAG = 1 << 16  # letters; what is longer is no tag
+_MAX_TAG = 1 << 16  # letters; anything longer is not a tag
 _BORDER = b"\n>"  # between two records
 _MAX_HEADER = 1 << 22  # bytes
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _TAG_ONLY = frozenset(b"|_;")
+_TAG_HINT = "remove it, and give it by --tag (score, embed, generate)"
 _GAPS, _STOP = b"-.", b"*"  # in some alignments, * is a gap as well
 
 
@@ -39,17 +40,17 @@ class Record:
     """A sequence of a FASTA file.
 
     Attributes:
-        name: The first word of the header; may be empty.
-        description: The rest of the header.
-        sequence: Letters as in the file, case kept, without white space; may be empty. Blanks
-            within a lineage tag at its beginning, `|D__BACTERIA;...|`, are kept.
+        name: First word of the header; may be empty.
+        description: Rest of the header.
+        sequence: Letters as in the file, including case, without white space; may be empty. Blanks
+            within a lineage tag at the beginning, `|D__BACTERIA;...|`, are kept.
     """
 
     name: str
     description: str
     sequence: bytes
 
-    def __repr__(self) -> str:  # short, as a sequence may be a chromosome
+    def __repr__(self) -> str:  # a sequence may be a whole chromosome
         letters = f"<{len(self.sequence):,} letters>"
         return f"Record(name={self.name!r}, description={self.description!r}, sequence={letters})"
 
@@ -61,11 +62,11 @@ def read_records(
 
     Args:
         path: Plain, gzip, bgzip or bzip2, recognised by its first bytes; "-" is stdin.
-        advance: Called with the number of stored bytes read since its last call.
-        span: The part of the file to read; begins at the > of a record.
+        advance: Called with the number of stored (compressed) bytes read since its last call.
+        span: Part of the file to read; begins at the > of a record.
 
     Raises:
-        UserError: The file cannot be read, is incomplete, or is not FASTA.
+        UserError: The file cannot be read, is damaged or incomplete, or is not FASTA.
     """
     blocks = read_blocks(Path(path), advance, span)
     with closed_at_error(blocks):
@@ -83,19 +84,19 @@ def read_records(
 
 
 def has_old_line_ends(opening: bytes) -> bool:
-    """Whether a text that begins like this has the line ends of old Macs."""
+    """Whether a text with this beginning has the line ends of classic Mac OS (CR alone)."""
     return b"\r" in opening and b"\n" not in opening
 
 
 def require_fasta(path: Path, wanted: Wanted) -> None:
-    """Refuse a file that does not begin as FASTA; stdin is not consumed.
+    """Check that a file begins as FASTA; stdin is not consumed.
 
     Args:
         path: The file.
         wanted: What the message asks for.
 
     Raises:
-        UserError: It does not; the message says what it is instead.
+        UserError: It does not; the message says which format it has instead.
     """
     _require_header(path, _opening(first_bytes(path)), wanted)
 
@@ -111,10 +112,10 @@ def _require_header(path: Path, opening: bytes, wanted: Wanted) -> None:
 
 
 def _explain_not_fasta(opening: bytes, wanted: Wanted) -> str:
-    """Say what a file is that begins with `opening`, without leading white space, instead of >."""
+    """Describe a file that is not FASTA, from its beginning without leading white space."""
     if not opening:
         return "is empty; a FASTA file holds records that start with '>'"
-    if found := recognised(opening):
+    if found := recognise(opening):
         return found.refusal(wanted)
     if b"\0" in opening:
         return "is a binary file, not FASTA"
@@ -124,41 +125,46 @@ def _explain_not_fasta(opening: bytes, wanted: Wanted) -> str:
 
 
 def require_nucleotides(path: Path | str, record: Record) -> None:
-    """Refuse a record with anything but nucleotide letters (IUPAC codes and U included).
+    """Check that a record holds only nucleotide letters, IUPAC codes and U included.
 
     Raises:
-        UserError: Names the file, the record, its first invalid letter and the 1-based position.
+        UserError: It names the file, the record, the first invalid letter and its 1-based position.
     """
     require_letters(f"{path}: record {record.name!r}", record.sequence)
 
 
-def require_letters(origin: str, sequence: bytes) -> None:
-    """Refuse a sequence with anything but nucleotide letters (IUPAC codes and U included).
+def require_letters(origin: str, sequence: bytes, tag_hint: str = _TAG_HINT) -> None:
+    """Check that a sequence holds only nucleotide letters, IUPAC codes and U included.
+
+    Args:
+        origin: Begins the error message.
+        sequence: The sequence.
+        tag_hint: What to do about a part of a lineage tag.
 
     Raises:
-        UserError: Names `origin`, the first invalid letter and its 1-based position.
+        UserError: It names `origin`, the first invalid letter and its 1-based position.
     """
     invalid = sequence.translate(None, LETTERS + RNA_LETTERS)
     if not invalid:
         return
     letter = invalid[:1]
     if not _TAG_ONLY.isdisjoint(invalid):
-        verdict = "part of a lineage tag; remove it, and give it by --tag (score, embed, generate)"
+        reason = f"part of a lineage tag; {tag_hint}"
     elif not _PROTEIN_ONLY.isdisjoint(invalid):
-        verdict = "this looks like protein; give nucleotides"
+        reason = "this looks like protein; give nucleotides"
     elif letter in _GAPS or (letter == _STOP and not set(_GAPS).isdisjoint(invalid)):
-        verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"
+        reason = "an alignment gap; remove the gaps first (seqkit seq -g)"
     elif letter == _STOP:
-        verdict = "the stop of a protein; give its nucleotides, without the *"
+        reason = "the stop of a protein; give its nucleotides, without the *"
     else:
-        verdict = "not a nucleotide letter; write N for an unknown base"
+        reason = "not a nucleotide letter; write N for an unknown base"
     position = sequence.index(letter) + 1
     shown = letter.decode("latin-1")
-    raise UserError(f"{origin}: {shown!r} at position {position:,}: {verdict}")
+    raise UserError(f"{origin}: {shown!r} at position {position:,}: {reason}")
 
 
 def _letters(first: bytes) -> bytes:
-    """The beginning of a sequence without white space, except the blanks within a lineage tag."""
+    """Remove white space from the beginning of a sequence, but keep blanks in a lineage tag."""
     start = first.lstrip(_BLANKS)
     if not start.startswith(_BAR):
         return start.translate(None, _BLANKS)
@@ -166,8 +172,8 @@ def _letters(first: bytes) -> bytes:
     return _BAR + tag.translate(None, b"\r\n") + closing + rest.translate(None, _BLANKS)
 
 
-def _is_begun(text: bytes) -> bool:
-    """Whether a record has come as far as its header, and its lineage tag if it has one."""
+def _has_header(text: bytes) -> bool:
+    """Whether the beginning of a record holds its whole header, and its lineage tag if any."""
     start = text.partition(b"\n")[2].lstrip(_BLANKS)
     return bool(start) and (
         not start.startswith(_BAR) or _BAR in start[1:] or len(start) > _MAX_TAG
@@ -177,18 +183,17 @@ def _is_begun(text: bytes) -> bool:
 def _split_records(
     carried: bytes, blocks: Iterable[bytes], sequence_limit: TextLimit, header_limit: TextLimit
 ) -> Iterator[list[bytes]]:
-    """Cut a stream at the borders of records.
+    """Split a stream into records.
 
     Args:
-        carried: The stream's beginning, after the first '>'.
+        carried: Beginning of the stream, after the first '>'.
         blocks: The rest of the stream, cut anywhere.
-        sequence_limit: Of the text of one record.
-        header_limit: Of its header.
+        sequence_limit: Limit for the text of a record.
+        header_limit: Limit for its header.
 
     Yields:
-        The texts of each record: the first holds the whole header line and the lineage tag, the
-        others are sequence without white space (which is removed block by block, while it is in
-        the CPU's cache).
+        The texts of a record. The first holds the whole header line and the lineage tag; the others
+        are sequence without white space, which is removed while a block is in the CPU's cache.
     """
     texts: list[bytes] = []
     size = 0
@@ -201,15 +206,15 @@ def _split_records(
 
     for block in chain(blocks, [_BORDER]):
         text = carried + block
-        # Looking for one byte is much faster than for two, of which every line has the first.
+        # Searching for one byte is much faster than for two, the first of which ends every line.
         *closing, rest = text.split(_BORDER) if b">" in text else [text]
         for last in closing:
             add(last)
             yield texts
             texts = []
-        if texts or _is_begun(rest):
+        if texts or _has_header(rest):
             add(rest)
-            carried = b"\n" if rest.endswith(b"\n") else b""  # perhaps the first half of a border
+            carried = b"\n" if rest.endswith(b"\n") else b""  # may be the first half of a border
         else:
-            carried = rest  # the beginning of a header, or of a tag
+            carried = rest  # the header or the tag is not complete yet
             header_limit.check(len(carried), "the header of a record")

@@ -1,5 +1,6 @@
-"""Features of a genome, read from BED, GFF3 or GTF."""
+"""Features of a genome, from BED, GFF3 or GTF files."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from evo2cli.errors import UserError
 from evo2cli.genome.formats import GFF, TABLE, Wanted, refuse_other
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.regions import merged, read_bed_lines
+from evo2cli.genome.regions import merge_spans, read_bed_lines
 from evo2cli.genome.source import numbered_lines
 
 _GFF = (".gff", ".gff3", ".gtf")
 _COLUMNS = 9
-_NAMES = ("ID", "exon_id", "transcript_id", "gene_id", "Name")  # the first one present
+_NAMES = ("ID", "exon_id", "transcript_id", "gene_id", "Name")  # the first that is present
+_GTF_ATTRIBUTE = re.compile(r'([^\s;]++)\s*+(?:"([^"]*+)"|([^;"]*+))\s*+(?:;|$)')
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Feature:
 
     Attributes:
         name: Its name in the file, or `chr:start-end`.
-        contig: The contig it is on.
-        spans: Its bases [start, end), 0-based, ascending and disjoint; a coding sequence may have
-            several spans.
-        kind: Its type, the third column of a GFF; empty in a BED file.
-        strand: + or -, or . if the file does not say.
+        contig: Name of its contig.
+        spans: Intervals [start, end) of its bases, 0-based, ascending and disjoint; a coding
+            sequence may have several.
+        kind: Its type, the third column of a GFF; empty for a BED file.
+        strand: + or -; . if unknown.
     """
 
     name: str
@@ -39,17 +41,17 @@ class Feature:
 
     @property
     def start(self) -> int:
-        """Its first base, 0-based."""
+        """Position of its first base, 0-based."""
         return self.spans[0][0]
 
     @property
     def end(self) -> int:
-        """One past its last base, 0-based."""
+        """Position after its last base, 0-based."""
         return self.spans[-1][1]
 
 
 def is_gff(path: Path) -> bool:
-    """Whether the name of a file says GFF3 or GTF."""
+    """Whether a file has a suffix of GFF3 or GTF, e.g. .gff3.gz."""
     return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint(_GFF)
 
 
@@ -58,36 +60,36 @@ def read_features(path: Path | str, kind: str | None = None) -> list[Feature]:
 
     Args:
         path: The file. Lines of a GFF3 with the same ID and type are one feature.
-        kind: Only features of this type (the third column of a GFF).
+        kind: Only return features of this type, the third column of a GFF.
 
     Raises:
         UserError: The file cannot be read, a line is not valid, or there is no feature.
     """
     path = Path(path)
     if is_gff(path):
-        found = _read_gff(path, kind)
+        features = _read_gff(path, kind)
     elif kind is not None:
         raise UserError(f"--feature-type {kind}: {path} is a BED file, whose lines have no type")
     else:
-        found = [
+        features = [
             Feature(name, interval.name, ((interval.start, interval.end),), strand=strand)
             for interval, name, strand in read_bed_lines(path, Wanted.FEATURES)
         ]
-    for feature in found:
+    for feature in features:
         if feature.start == feature.end:
             raise UserError(f"{path}: {feature.name!r} has no bases; remove it")
-    if not found:
+    if not features:
         raise UserError(f"{path}: has no feature" + (f" of type {kind}" if kind else ""))
-    return found
+    return features
 
 
 def locate_features(
     path: Path, genome: Reference, kind: str | None = None
 ) -> Iterator[tuple[Feature, Interval]]:
-    """The features of a file, each with the interval of the genome from its start to its end.
+    """Yield the features of a file, each with its interval of the genome from start to end.
 
     Raises:
-        UserError: As `read_features`, or the genome does not have one.
+        UserError: As `read_features`; or a feature is not in the genome.
     """
     for feature in read_features(path, kind):
         given = Interval(feature.contig, feature.start, feature.end)
@@ -100,18 +102,19 @@ def _read_gff(path: Path, kind: str | None) -> list[Feature]:
         if kind not in (None, line.kind):
             continue
         name = next((line.attributes[key] for key in _NAMES if key in line.attributes), None)
-        # Lines are joined by their ID only; a line without one is a feature of its own.
-        own = line.kind if "ID" in line.attributes else f"{line.kind} {line.number}"
-        grouped.setdefault((name or str(line.interval), line.interval.name, own), []).append(line)
+        # Only lines with the same ID are joined; a line without an ID is a feature by itself.
+        group = line.kind if "ID" in line.attributes else f"{line.kind} {line.number}"
+        key = (name or str(line.interval), line.interval.name, group)
+        grouped.setdefault(key, []).append(line)
     return [
         Feature(
             name,
             contig,
-            tuple(zip(*merged([(p.interval.start, p.interval.end) for p in parts]), strict=True)),
-            parts[0].kind,
-            parts[0].strand,
+            tuple(merge_spans((line.interval.start, line.interval.end) for line in lines)),
+            lines[0].kind,
+            lines[0].strand,
         )
-        for (name, contig, _), parts in grouped.items()
+        for (name, contig, _), lines in grouped.items()
     ]
 
 
@@ -163,12 +166,8 @@ def read_gff_lines(path: Path, wanted: Wanted = Wanted.GFF) -> Iterator[GffLine]
 
 
 def _attributes(text: str) -> dict[str, str]:
-    """`ID=x;Name=y` of GFF3, or `gene_id "x"; transcript_id "y"` of GTF."""
-    found = {}
-    for entry in text.split(";"):
-        word = entry.strip()
-        separator = "=" if "=" in word.partition('"')[0] else " "
-        key, _, value = word.partition(separator)
-        if key:
-            found[key] = unquote(value) if separator == "=" else value.strip().strip('"')
-    return found
+    """Parse `ID=x;Name=y` of GFF3, or `gene_id "x"; note "y; z"` of GTF."""
+    if "=" in text.partition('"')[0]:
+        pairs = (entry.strip().partition("=") for entry in text.split(";"))
+        return {key: unquote(value) for key, _, value in pairs if key}
+    return {key: quoted or plain.strip() for key, quoted, plain in _GTF_ATTRIBUTE.findall(text)}

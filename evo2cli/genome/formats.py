@@ -1,4 +1,4 @@
-"""Say what a file is that a reader does not take, and what to do with it."""
+"""Recognise files of a format that a reader does not take, and say how to convert them."""
 
 import re
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ _TO_INTERVALS = dict.fromkeys(
 VCF = Format("a VCF, which holds variants", _TO_INTERVALS)
 HEADLESS_VCF = Format("a VCF without its header", {**_as_variants(_HEADER), Wanted.VCF: _HEADER})
 TABLE = Format("a table whose first line does not name its columns", _as_variants(_RENAME))
-_BOOK = Format("an Excel book", _always("save its sheet as CSV, or as text with tabs"))
+_WORKBOOK = Format("an Excel workbook", _always("save its sheet as CSV, or as text with tabs"))
 _PAGE = Format("a web page, perhaps an error of a download", _always("download the file again"))
 _SAM = Format(
     "SAM or an interval list of Picard",
@@ -97,13 +97,13 @@ _BEGINNINGS = {
     b"BAM\1": Format("a BAM", _as_fasta(f"{_TO_FASTA} (samtools fasta)")),
     b"CRAM": Format("a CRAM", _as_fasta(f"{_TO_FASTA} (samtools fasta)")),
     b"\x43\x27\x41\x1a": Format("a 2bit genome", _as_fasta(f"{_TO_FASTA} (twoBitToFa)")),
-    b"\xd0\xcf\x11\xe0": _BOOK,
+    b"\xd0\xcf\x11\xe0": _WORKBOOK,
     b"<!DOCTYPE": _PAGE,
     b"<html": _PAGE,
 }
 _ZIP = b"PK\3\4"
-_OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # names in the zip archive of a book
-_COLUMNS = ("chr", "pos", "ref", "alt")  # how the names of columns of variants begin
+_OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # files in the zip of an Excel file
+_COLUMNS = ("chr", "pos", "ref", "alt")  # beginnings of the column names of variants
 _BASES = re.compile(r"[ACGTUN]+|\.", re.IGNORECASE)
 
 
@@ -119,28 +119,32 @@ def refuse_other(path: Path, opening: bytes, wanted: Wanted, *own: Format) -> No
     Raises:
         UserError: It is; the message says what it is, and the way out.
     """
-    found = recognised(opening)
+    found = recognise(opening)
     if found is not None and found not in own:
         raise UserError(f"{path}: {found.refusal(wanted)}")
 
 
-def recognised(opening: bytes) -> Format | None:
-    """The format of a file that begins with `opening`; None if nothing is known."""
+def recognise(opening: bytes) -> Format | None:
+    """The format of a file by its first bytes; None if it is not recognised.
+
+    Args:
+        opening: The beginning, without leading white space.
+    """
     for beginning, found in _BEGINNINGS.items():
         if opening.startswith(beginning):
             return found
     if opening.startswith(_ZIP):
-        is_book = any(name in opening for name in _OFFICE)
-        return _BOOK if is_book else Format("a zip", _always("unpack it first"))
+        is_workbook = any(name in opening for name in _OFFICE)
+        return _WORKBOOK if is_workbook else Format("a zip", _always("unpack it first"))
     lines = (line for line in opening.decode("latin-1").splitlines() if line.strip())
     line = next((line for line in lines if not line.startswith("#")), "")
     separator = "\t" if "\t" in line else ","
     cells = [cell.strip().strip('"') for cell in line.split(separator)]
-    return _recognised_row(cells) if len(cells) > 1 else None
+    return _recognise_row(cells) if len(cells) > 1 else None
 
 
-def _recognised_row(cells: list[str]) -> Format | None:
-    """The format of a text file by its first row that is not a comment."""
+def _recognise_row(cells: list[str]) -> Format | None:
+    """As `recognise`, for a text file by its first row that is not a comment."""
     names = [cell.lower() for cell in cells]
     if "hugo_symbol" in names:
         return Format("a MAF of mutations", _as_variants(f"convert it (maf2vcf): {_RENAME}"))

@@ -1,7 +1,7 @@
-"""What htslib does through pysam: BCF in and out, indexes, and regions of an indexed file.
+"""htslib through pysam: reading and writing BCF, indexing, and regions of an indexed file.
 
-A BCF is read as the VCF text that htslib writes for it, and written from our text. Values are kept,
-but not bytes: htslib holds numbers in 32 bits, and adds header lines for whatever has none.
+A BCF is read as the VCF text that htslib writes for it, and written from our text. This keeps
+values, but not bytes: htslib stores numbers in 32 bits, and adds header lines for undeclared keys.
 """
 
 import os
@@ -25,13 +25,13 @@ from evo2cli.genome.source import STDIN, check_end_of_pipe, read_lines
 BCF_MAGIC = b"BCF"
 _DAMAGED = "damaged, or of a kind that htslib cannot read; get the whole file"
 _BAD_INDEX = "not an index that htslib can read; make it again, e.g. with `bcftools index -f`"
-_JOIN = 1 << 14  # bases between regions that are read in one go: the smallest bin of an index
+_JOIN = 1 << 14  # bases between regions that are read together: the smallest bin of an index
 
 
 def bytes_of(path: Path) -> Any:
-    """The name of a file for pysam, which takes bytes too, though its types do not say so.
+    """A path for pysam, as bytes: pysam cannot encode the text of a name that is not UTF-8.
 
-    Text that does not come from UTF-8 it cannot take.
+    pysam accepts bytes, although its type hints do not say so.
     """
     return os.fsencode(path)
 
@@ -40,7 +40,7 @@ def read_bcf(path: Path) -> Generator[bytes, None, None]:
     """Stream a BCF (`-` is stdin) as the lines of a VCF, header first.
 
     Raises:
-        UserError: It cannot be read, or proves damaged.
+        UserError: It cannot be read, or is damaged.
     """
     with (
         _on_disk(path) as stored,
@@ -57,16 +57,16 @@ def read_vcf_spans(
 ) -> Generator[tuple[Interval, bytes], None, None]:
     """Stream the lines of an indexed VCF that overlap `regions`, in file order.
 
-    Each comes with the span it was found by; a line that overlaps two spans comes twice.
+    Each line comes with the span that it overlaps; a line that overlaps two spans comes twice.
 
     Args:
         path: Sorted VCF, compressed with bgzip.
         index: Its index.
-        regions: Regions close to each other are joined to one span, with what lies between them.
-        line_end: Line end of the file, which htslib drops.
+        regions: Regions close to each other are joined into one span, including the gap.
+        line_end: Line end of the file, which htslib removes.
 
     Raises:
-        UserError: It cannot be read, or proves damaged.
+        UserError: It cannot be read, or is damaged.
     """
     with _one_line_errors(index, _BAD_INDEX):
         # latin-1 maps every byte to one character and back.
@@ -80,10 +80,10 @@ def read_vcf_spans(
 def read_bcf_spans(
     path: Path, index: Path, regions: Regions
 ) -> Generator[tuple[Interval, bytes], None, None]:
-    """As `read_vcf_spans`, of an indexed BCF.
+    """As `read_vcf_spans`, for an indexed BCF.
 
     Raises:
-        UserError: It cannot be read, or proves damaged.
+        UserError: It cannot be read, or is damaged.
     """
     with _one_line_errors(index, _BAD_INDEX):
         file = pysam.VariantFile(bytes_of(path), index_filename=bytes_of(index))
@@ -106,19 +106,19 @@ def _stop(span: Interval) -> int | None:
 
 
 def write_bcf(text: Path, path: Path) -> None:
-    """Turn VCF text, plain or bgzipped, into a BCF.
+    """Convert VCF text, plain or bgzipped, to BCF.
 
     Raises:
-        UserError: htslib does not understand a record, or the file cannot be written.
+        UserError: htslib cannot parse a record, or the file cannot be written.
     """
-    trouble = "htslib cannot write this as BCF; name an output that ends in .vcf.gz"
-    with _one_line_errors(path, trouble):
+    problem = "htslib cannot write this as BCF; name an output that ends in .vcf.gz"
+    with _one_line_errors(path, problem):
         with pysam.VariantFile(bytes_of(text)) as file:
-            described = len(file.header.records)
-            for _ in file:  # htslib adds a header line for whatever it meets undescribed
+            num_lines = len(file.header.records)
+            for _ in file:  # htslib adds a header line for every undeclared key and contig
                 pass
             header = str(file.header).encode()
-            is_complete = len(file.header.records) == described
+            is_complete = len(file.header.records) == num_lines
         if is_complete:
             _view_as_bcf(text, path)
             return
@@ -133,14 +133,14 @@ def write_bcf(text: Path, path: Path) -> None:
 
 
 def _view_as_bcf(text: Path, path: Path) -> None:
-    """Write by bcftools, which pysam includes: pysam's own writer adds an END to some records."""
+    """Convert with the bcftools in pysam, since pysam's own writer adds END to some records."""
     files = (bytes_of(path), bytes_of(text))
     arguments = ("--no-version", "--output-type", "b", "--output", *files)
     pysam.bcftools.view(*arguments, catch_stdout=False)
 
 
 def index_variants(path: Path) -> None:
-    """Write the index of a sorted BCF (`.csi`) or bgzipped VCF (`.tbi`) beside it.
+    """Write the index of a sorted BCF (`.csi`) or bgzipped VCF (`.tbi`, or `.csi`) beside it.
 
     Raises:
         UserError: htslib cannot index it.
@@ -150,12 +150,12 @@ def index_variants(path: Path) -> None:
         return
     try:
         _write_index(path, ".tbi", preset="vcf")
-    except UserError:  # a contig of more than 512 million bases needs the other kind
+    except UserError:  # a contig of more than 512 million bases needs a CSI
         _write_index(path, ".csi", preset="vcf", csi=True)
 
 
 def index_table(path: Path) -> None:
-    """Write the `.tbi` of a sorted, bgzipped table beside it: contig and 1-based position first.
+    """Write the `.tbi` of a sorted, bgzipped table whose first columns are contig and 1-based POS.
 
     Raises:
         UserError: htslib cannot index it.
@@ -174,7 +174,7 @@ def _write_index(path: Path, suffix: str, **layout: Any) -> None:
 
 @contextmanager
 def silent_htslib() -> Iterator[None]:
-    """Keep htslib from writing to stderr; its errors are raised all the same."""
+    """Keep htslib from writing to stderr; its errors are still raised."""
     verbosity = pysam.set_verbosity(0)
     try:
         yield
@@ -184,7 +184,7 @@ def silent_htslib() -> Iterator[None]:
 
 @contextmanager
 def _on_disk(path: Path) -> Iterator[Path]:
-    """The path of a file that htslib can open; stdin is copied to a temporary file."""
+    """Yield a path that htslib can open; stdin is copied to a temporary file."""
     if path != STDIN:
         yield path
         return
@@ -197,8 +197,8 @@ def _on_disk(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _one_line_errors(path: Path, trouble: str) -> Iterator[None]:
-    """Turn errors of htslib into one line, and keep it from writing to stderr."""
+def _one_line_errors(path: Path, problem: str) -> Iterator[None]:
+    """Convert errors of htslib to `UserError`, and keep htslib from writing to stderr."""
     with silent_htslib():
         try:
             yield
@@ -206,4 +206,4 @@ def _one_line_errors(path: Path, trouble: str) -> Iterator[None]:
             raise
         except (OSError, ValueError, NotImplementedError, SamtoolsError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path}: {trouble} ({reason})") from None
+            raise UserError(f"{path}: {problem} ({reason})") from None

@@ -1,8 +1,8 @@
-"""Intervals: the one way in which Python code names a part of a contig."""
+"""Intervals of contigs, 0-based and half-open everywhere in Python."""
 
 from dataclasses import dataclass
 
-ENDLESS = 1 << 62  # the end of an interval that reaches to the end of its contig; none is larger
+ENDLESS = 1 << 62  # end of an interval that extends to the end of its contig; the largest end
 
 
 @dataclass(frozen=True)

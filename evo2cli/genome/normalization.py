@@ -1,8 +1,9 @@
 """Whether insertions and deletions are normalized: trimmed and left-aligned.
 
-Tan, Abecasis and Kang 2015 (doi:10.1093/bioinformatics/btv112): a normalized variant has as few
-bases as possible, as far to the left as possible. The alleles alone decide it, without the genome:
-if all end with the same base, that base can be removed, or replaced by the base before them.
+A normalized variant has as few bases as possible, as far to the left as possible. This can be
+decided without the genome: if all alleles end with the same base, that base can be removed, or
+replaced by the base before them. Source: Tan, Abecasis and Kang 2015,
+doi:10.1093/bioinformatics/btv112.
 """
 
 from evo2cli.genome.alphabet import upper_dna
@@ -14,23 +15,23 @@ class Indels:
 
     Attributes:
         total: Alleles whose length differs from that of REF.
-        unnormalized: Those of records that are not normalized.
+        unnormalized: Those in records that are not normalized.
     """
 
     def __init__(self) -> None:
         self.total = self.unnormalized = 0
 
     def count(self, record: VariantRecord) -> None:
-        """Count a record; one with an allele that is not spelled in bases is left out."""
+        """Count the alleles of a record, unless one of them is not written in bases."""
         alleles = [record.reference, *record.alternates]
-        found = sum(len(allele) != len(record.reference) for allele in record.alternates)
-        if found and all(map(is_bases, alleles)):
-            self.total += found
-            self.unnormalized += 0 if is_normalized(record) else found
+        num_indels = sum(len(allele) != len(record.reference) for allele in record.alternates)
+        if num_indels and all(map(is_bases, alleles)):
+            self.total += num_indels
+            self.unnormalized += 0 if is_normalized(record) else num_indels
 
 
 def is_normalized(record: VariantRecord) -> bool:
-    """Whether a record, all of whose alleles are spelled in bases, is trimmed and left-aligned."""
+    """Whether a record, all of whose alleles are written in bases, is trimmed and left-aligned."""
     alleles = [upper_dna(allele) for allele in (record.reference, *record.alternates)]
     shortest = min(map(len, alleles))
     can_grow_left = record.start > 0

@@ -1,4 +1,4 @@
-"""Read and write Parquet tables with pyarrow (the extra `parquet`), a batch of rows at a time."""
+"""Read and write Parquet tables in batches of rows, with pyarrow (the extra `parquet`)."""
 
 import json
 import math
@@ -23,7 +23,10 @@ Columns = dict[str, list[str] | NDArray[Any]]
 
 
 def read_parquet(path: Path) -> tuple[dict[str, type], Generator[list[Any], None, None]]:
-    """The columns of a table with their types (int, float, or str for all others), and its rows.
+    """Open a table: its columns with their types, and an iterator over its rows.
+
+    Types are int, float, or str for all others. A list becomes JSON text; NaN and infinity become
+    None.
 
     Raises:
         UserError: The file cannot be read, or pyarrow is not installed.
@@ -55,7 +58,11 @@ def read_parquet(path: Path) -> tuple[dict[str, type], Generator[list[Any], None
 def open_parquet(
     path: Path, types: Mapping[str, type]
 ) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
-    """Yield a function that takes rows in batches; the file appears whole or not at all.
+    """Yield a function that writes rows, as mappings; the file is written atomically.
+
+    Args:
+        path: The file.
+        types: Names and types (str, int or float) of the columns.
 
     Raises:
         UserError: The file cannot be written, or pyarrow is not installed.
@@ -63,34 +70,33 @@ def open_parquet(
     arrow = import_pyarrow(path)
     stored = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     schema = arrow.schema([(name, stored[kind]) for name, kind in types.items()])
-    waiting: list[Mapping[str, Any]] = []
-
+    buffer: list[Mapping[str, Any]] = []
     texts = [name for name, kind in types.items() if kind is str]
 
-    def put(rows: Sequence[Mapping[str, Any]]) -> None:
-        for row in rows:  # a column of JSON lines may have numbers among its text
+    def write(rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:  # a text column that comes from JSON lines may hold numbers
             as_text = {name: str(row[name]) for name in texts if row[name] is not None}
-            waiting.append({**row, **as_text})
-        if len(waiting) >= BATCH:
+            buffer.append({**row, **as_text})
+        if len(buffer) >= BATCH:
             flush()
 
     def flush() -> None:
         with _one_line_errors(path, arrow):
-            writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
-        waiting.clear()
+            writer.write_table(arrow.Table.from_pylist(buffer, schema=schema))
+        buffer.clear()
 
     with _open_writer(path, arrow, schema) as writer:
-        yield put
+        yield write
         flush()
 
 
-def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, str]) -> None:
-    """Write a table from batches of its columns; the file appears whole or not at all.
+def write_columns(path: Path, batches: Iterable[Columns], metadata: Mapping[str, str]) -> None:
+    """Write a table from batches of its columns, atomically.
 
     Args:
         path: The file.
-        batches: At least one. A matrix becomes a column with a list, its row, in each cell.
-        about: Metadata, stored in the schema under `evo2` as JSON.
+        batches: At least one. A matrix becomes a column of lists, one row per cell.
+        metadata: Stored as JSON in the metadata of the schema, under the key `evo2`.
 
     Raises:
         UserError: The file cannot be written, or pyarrow is not installed.
@@ -104,18 +110,18 @@ def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, st
             else arrow.array(values)
             for name, values in columns.items()
         }
-        return arrow.table(cells, metadata={"evo2": json.dumps(about)})
+        return arrow.table(cells, metadata={"evo2": json.dumps(metadata)})
 
     tables = map(table, batches)
     first = next(tables)
     with _open_writer(path, arrow, first.schema) as writer, _one_line_errors(path, arrow):
-        for found in chain([first], tables):
-            writer.write_table(found)
+        for each in chain([first], tables):
+            writer.write_table(each)
 
 
 @contextmanager
 def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
-    """A writer of Arrow tables to a file that appears whole or not at all."""
+    """Yield a writer of Arrow tables to a file, which is written atomically."""
     with atomic_path(path) as part:
         with _one_line_errors(path, arrow):
             writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
@@ -124,12 +130,12 @@ def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
             with _one_line_errors(path, arrow):
                 writer.close()
         finally:
-            with suppress(OSError, arrow.ArrowException):  # of a full disk, which has been reported
+            with suppress(OSError, arrow.ArrowException):  # e.g. a full disk, reported before
                 writer.close()
 
 
 def _value(value: Any, kind: type) -> Any:
-    """The value of a cell; None for numbers that are not finite, JSON for a list."""
+    """The value of a cell as `read_parquet` returns it."""
     if value is None or (kind is float and not math.isfinite(value)):
         return None
     if isinstance(value, list):
@@ -144,10 +150,13 @@ def _type(arrow: ModuleType, stored: Any) -> type:
 
 
 def import_pyarrow(path: Path) -> ModuleType:
-    """The module pyarrow.
+    """Import pyarrow.
+
+    Args:
+        path: The file to read or write, for messages.
 
     Raises:
-        UserError: It is not installed, or cannot take the path.
+        UserError: It is not installed, or the path is not UTF-8.
     """
     require_utf8(path, "Parquet")
     try:
@@ -161,7 +170,7 @@ def import_pyarrow(path: Path) -> ModuleType:
 
 @contextmanager
 def _one_line_errors(path: Path, arrow: ModuleType) -> Iterator[None]:
-    """Turn errors of pyarrow into one line."""
+    """Convert errors of pyarrow to `UserError`."""
     try:
         yield
     except UserError:

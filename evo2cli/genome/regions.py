@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evo2cli.errors import UserError
-from evo2cli.genome.contig_names import KNOWN, ContigNames
+from evo2cli.genome.contig_names import DEFAULT_NAMES, ContigNames
 from evo2cli.genome.formats import BED, TABLE, Wanted, refuse_other
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.source import numbered_lines
@@ -17,31 +17,31 @@ _RANGE = re.compile(r"(?P<start>[0-9][0-9,]{0,29})(?P<dash>-(?P<end>[0-9][0-9,]{
 
 
 class Regions:
-    """A set of intervals, to find out what overlaps them; chr1 and 1 are the same contig.
+    """A set of intervals, for tests of overlap.
 
     Args:
         intervals: The intervals.
-        names: Tells which names mean the same contig.
+        names: Synonyms of contig names: chr1 and 1 are the same contig.
     """
 
-    def __init__(self, intervals: Iterable[Interval], names: ContigNames = KNOWN) -> None:
+    def __init__(self, intervals: Iterable[Interval], names: ContigNames = DEFAULT_NAMES) -> None:
         self._plain = names.plain
         by_contig: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for interval in intervals:
             if len(interval):
                 by_contig[names.plain(interval.name)].append((interval.start, interval.end))
-        self._borders = {name: merged(spans) for name, spans in by_contig.items()}
+        self._spans = {name: merge_spans(spans) for name, spans in by_contig.items()}
 
     def spans(self, contigs: Iterable[str], *, join: int = 0) -> list[Interval]:
-        """The parts of `contigs` that are covered, contig by contig, ascending and disjoint.
+        """The covered parts of some contigs, contig by contig, ascending and disjoint.
 
         Args:
-            contigs: Names as the intervals returned shall have them.
-            join: Intervals at most this many bases apart become one.
+            contigs: Names of the contigs, which the returned intervals have.
+            join: Join intervals that are at most this many bases apart.
         """
         spans: list[Interval] = []
         for name in contigs:
-            for start, end in zip(*self._borders.get(self._plain(name), ([], [])), strict=True):
+            for start, end in self._spans.get(self._plain(name), ()):
                 if spans and spans[-1].name == name and start <= spans[-1].end + join:
                     start = spans.pop().start
                 spans.append(Interval(name, start, end))
@@ -49,15 +49,15 @@ class Regions:
 
     def overlap(self, name: str, start: int, end: int) -> bool:
         """Whether bases `start` to `end` (0-based, half-open) of a contig overlap an interval."""
-        starts, ends = self._borders.get(self._plain(name), ([], []))
-        first = bisect_right(ends, start)
-        return first < len(starts) and starts[first] < end
+        spans = self._spans.get(self._plain(name), ())
+        first = bisect_right(spans, start, key=lambda span: span[1])
+        return first < len(spans) and spans[first][0] < end
 
 
 def read_region(text: str) -> Interval:
-    """Read `chr`, `chr:from`, `chr:from-` or `chr:from-to`; commas may group the digits.
+    """Parse `chr`, `chr:from`, `chr:from-` or `chr:from-to`; commas may group the digits.
 
-    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the end of the contig. As in
+    As in bcftools, `chr:from` is one base, and `chr:from-` extends to the end of the contig. As in
     samtools, a name with colons can be put in braces.
 
     Raises:
@@ -70,23 +70,23 @@ def read_region(text: str) -> Interval:
         name, colon, span = text.rpartition(":")
         if not colon:
             name, span = text, "1-"
-    found = _RANGE.fullmatch(span)
-    if not name or found is None:
+    match = _RANGE.fullmatch(span)
+    if not name or match is None:
         raise UserError(
             f"--regions {text}: write chr, chr:from or chr:from-to, 1-based; a name with colons in "
             "braces, as {HLA-A*01:01}"
         )
-    start = int(found["start"].replace(",", "") or 0)
-    end = start if not found["dash"] else ENDLESS
-    if found["end"]:
-        end = int(found["end"].replace(",", "") or 0)
+    start = int(match["start"].replace(",", ""))
+    end = ENDLESS if match["dash"] else start
+    if match["end"]:
+        end = int(match["end"].replace(",", ""))
     if not 1 <= start <= end <= ENDLESS:
         raise UserError(f"--regions {text}: needs 1 <= from <= to <= 2**62")
     return Interval(name, start - 1, end)
 
 
 def read_regions(texts: Iterable[str]) -> Iterator[Interval]:
-    """The intervals of regions; `HLA-A*01:01` gives two, since it may also be the name of a contig.
+    """Parse regions; `HLA-A*01:01` gives two intervals, since it may be the name of a contig.
 
     Raises:
         UserError: One of the texts is not a region.
@@ -112,7 +112,7 @@ def read_bed(path: Path | str) -> Iterator[Interval]:
 
 
 class BedLine(NamedTuple):
-    """A line of a BED file: its name is `chr:start-end` and its strand `.` where it has none."""
+    """A line of a BED file; the name defaults to `chr:start-end`, the strand to `.`."""
 
     interval: Interval
     name: str
@@ -154,14 +154,12 @@ def read_bed_lines(path: Path, wanted: Wanted = Wanted.BED) -> Iterator[BedLine]
             yield BedLine(interval, name, strand)
 
 
-def merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Starts and ends of the union of the spans [start, end), ascending."""
-    starts: list[int] = []
-    ends: list[int] = []
+def merge_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The union of spans [start, end), ascending and disjoint; spans that touch are joined."""
+    union: list[tuple[int, int]] = []
     for start, end in sorted(spans):
-        if ends and start <= ends[-1]:
-            ends[-1] = max(ends[-1], end)
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
         else:
-            starts.append(start)
-            ends.append(end)
-    return starts, ends
+            union.append((start, end))
+    return union

@@ -17,29 +17,30 @@ from evo2cli.errors import UserError
 from evo2cli.files import reading
 
 STDIN = Path("-")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # with which text from Windows may begin
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # at the beginning of some texts from Windows
 T = TypeVar("T")
 
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _PEEK = 4096
-_BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra field
+_BGZIP_LENGTH = 14  # bytes of a gzip header up to the tag of bgzip's extra field
 # The empty block that ends every bgzip file. Source: the SAM specification, "End-of-file marker".
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
-_SHARE = 8  # of the free memory: what is read is copied a few times on its way
+_MEMORY_FRACTION = 8  # of the free memory, because texts are copied a few times
 _opened_pipes: set[tuple[int, int]] = set()  # device and inode
-_readers = 1  # processes that read at the same time
+_num_readers = 1  # processes that read at the same time
 _MAX_LINE = 1 << 28  # bytes; a VCF of a million samples has lines of a tenth of it
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a text that begins with one of its records or lines, and ends before another.
+    """A part of a text that consists of whole records or lines.
+
+    Only a file that is not compressed has other parts than `WHOLE`.
 
     Attributes:
-        start: Offset of its first byte. Only a file that is not compressed has other parts than
-            its whole.
+        start: Offset of its first byte.
         stop: Offset after its last byte; None for the end of the text.
         line: 1-based number of its first line.
     """
@@ -55,7 +56,7 @@ WHOLE = Span()
 def read_blocks(
     path: Path, advance: Callable[[int], None] | None = None, span: Span = WHOLE
 ) -> Generator[bytes, None, None]:
-    """Stream the decompressed bytes of a text in large blocks; at least one, which may be empty.
+    """Stream the decompressed bytes of a text in large blocks, the last of which is empty.
 
     Args:
         path: File, or `-` for stdin.
@@ -63,12 +64,12 @@ def read_blocks(
         span: The part of the text to read.
 
     Raises:
-        UserError: The file cannot be read, is damaged or incomplete; or it is binary after its
-            first block, of which the caller can tell more.
+        UserError: The file cannot be read, is damaged or incomplete, or holds the byte 0 after its
+            first block. The first block of a text is left to the caller, who can say more about it.
     """
     position, left = span.start, sys.maxsize if span.stop is None else span.stop - span.start
     with _one_line_errors(path), _open_raw(path) as raw, _decompressed(raw) as stream:
-        _note_reading(path)
+        _mark_read(path)
         if span.start:
             raw.seek(span.start)
         block = stream.read(min(_BLOCK, left))
@@ -96,12 +97,12 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
     """Stream the decompressed lines of `path`, with their line ends.
 
     Raises:
-        UserError: The file cannot be read, is damaged or incomplete, or has a line that is too long
-            for the memory.
+        UserError: The file cannot be read, is damaged or incomplete, or a line is too long for the
+            memory.
     """
     limit = TextLimit(path, _MAX_LINE)
     with _one_line_errors(path), _open_raw(path, _LINE_BUFFER) as raw, _decompressed(raw) as stream:
-        _note_reading(path)
+        _mark_read(path)
         for line in iter(partial(stream.readline, limit.bytes + 1), b""):
             limit.check(len(line), "a line")
             yield line
@@ -109,49 +110,54 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
 
 
 class TextLimit:
-    """How long a line or a sequence of a file may be, so that no file can fill the memory.
+    """The maximum length of a line or sequence, so that no file can fill the memory.
 
     Args:
         path: The file.
-        most: Bytes.
+        maximum: Bytes.
 
     Attributes:
-        bytes: `most`, or less where that is more than an eighth of the memory that is free (of
-            this process's share of it, see `share_memory`).
+        bytes: `maximum`, but at most an eighth of the free memory of this process. Several
+            processes share the free memory of the machine, see `share_memory`.
     """
 
-    def __init__(self, path: Path, most: int = sys.maxsize) -> None:
+    def __init__(self, path: Path, maximum: int = sys.maxsize) -> None:
         # Imported late: options of commands import this module, and `--help` must stay quick.
         from stripedhyena2.host import available_bytes
 
         self._path = path
-        self.bytes = min((available_bytes() or sys.maxsize) // (_SHARE * _readers), most)
+        memory = available_bytes() or sys.maxsize
+        self.bytes = min(memory // (_MEMORY_FRACTION * _num_readers), maximum)
 
     def check(self, size: int, what: str) -> None:
-        """Refuse a text of more than `bytes` bytes.
+        """Check the length of a text.
+
+        Args:
+            size: Its length in bytes.
+            what: What it is, for the message, e.g. "a line".
 
         Raises:
-            UserError: Names the file.
+            UserError: It is longer than `bytes`.
         """
         if size > self.bytes:
             raise UserError(
                 f"{self._path}: {what} is longer than {self.bytes:,} bytes, which is too much for "
-                f"the memory of this machine; cut it{', or use fewer workers' * (_readers > 1)}"
+                f"the memory of this machine; cut it{', or use fewer workers' * (_num_readers > 1)}"
             )
 
 
-def share_memory(readers: int) -> None:
-    """From now on, a `TextLimit` leaves room for as many processes that read at the same time."""
-    global _readers
-    _readers = readers
+def share_memory(num_readers: int) -> None:
+    """Set the number of processes that read at the same time; every later `TextLimit` uses it."""
+    global _num_readers
+    _num_readers = num_readers
 
 
 @contextmanager
 def numbered_lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """The lines of `read_lines`, without a byte order mark, with their 1-based numbers.
+    """Yield the lines of `read_lines` with their 1-based numbers, without a byte order mark.
 
-    The file is closed when the block ends. A plain loop over its lines that raises an error would
-    leave it open for as long as somebody holds the error.
+    The file is closed when the block ends. Without the block, an error in a loop over the lines
+    would keep the file open for as long as the error is referred to.
     """
     with closing(read_lines(path)) as lines:
         yield enumerate((line.removeprefix(BYTE_ORDER_MARK) for line in lines), start=1)
@@ -159,7 +165,7 @@ def numbered_lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
 
 @contextmanager
 def closed_at_error(source: Generator[Any, None, None]) -> Iterator[None]:
-    """Close `source`, e.g. the lines of a file, if the block raises an error."""
+    """Close a generator, e.g. the lines of a file, if the block raises an error."""
     try:
         yield
     except BaseException:
@@ -167,14 +173,14 @@ def closed_at_error(source: Generator[Any, None, None]) -> Iterator[None]:
         raise
 
 
-def then_close(source: Generator[Any, None, None], found: Iterator[T]) -> Iterator[T]:
-    """What is found in `source`, e.g. in its lines; `source` is closed at the end and at errors."""
+def then_close(source: Generator[Any, None, None], items: Iterator[T]) -> Iterator[T]:
+    """Yield items made from a generator, e.g. from the lines of a file, and close it at the end."""
     with closing(source):
-        yield from found
+        yield from items
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file; False for what cannot name one, e.g. a variant of 300 bases."""
+    """Whether a file exists; False for text that cannot be a path, e.g. a variant of 300 bases."""
     try:
         return path.exists()
     except OSError:
@@ -182,15 +188,15 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether `path` is a file, which can be read again, not stdin or a pipe."""
+    """Whether `path` is a regular file, which can be read again, not stdin or a pipe."""
     return path != STDIN and path.is_file()
 
 
 def is_plain_file(path: Path) -> bool:
-    """Whether `path` is a file that is not compressed, whose parts can be read by themselves.
+    """Whether `path` is a regular file without compression, so that a `Span` of it can be read.
 
     Raises:
-        UserError: It cannot be read, or is cut off.
+        UserError: It cannot be read, or is truncated.
     """
     if not is_file(path):
         return False
@@ -202,7 +208,7 @@ def is_bgzip(path: Path) -> bool:
     """Whether a file is compressed with bgzip, which allows random access.
 
     Raises:
-        UserError: It cannot be read, or is cut off.
+        UserError: It cannot be read, or is truncated.
     """
     with _one_line_errors(path), _open_raw(path) as raw:
         return _begins_as_bgzip(raw)
@@ -217,7 +223,7 @@ def _is_bgzip(start: bytes) -> bool:
 
 
 def _check_end(path: Path, raw: io.BufferedReader) -> None:
-    """Refuse a bgzip file without its last block: a file cut between two blocks looks whole.
+    """Check that a bgzip file has its last block: a file cut between two blocks looks complete.
 
     Raises:
         UserError: The block is missing.
@@ -226,20 +232,20 @@ def _check_end(path: Path, raw: io.BufferedReader) -> None:
         return
     size = raw.seek(0, io.SEEK_END)
     raw.seek(max(size - len(_BGZIP_END), 0))
-    is_whole = raw.read() == _BGZIP_END
+    is_complete = raw.read() == _BGZIP_END
     raw.seek(0)
-    if not is_whole:
+    if not is_complete:
         raise _without_end(path)
 
 
 def check_end_of_pipe(path: Path, raw: Any) -> None:
-    """As `_check_end`, for stdin or a pipe once it has been read to its end.
+    """As `_check_end`, for stdin or a pipe that has been read to its end.
 
     Raises:
         UserError: The block is missing.
     """
     stored = getattr(raw, "raw", None)
-    if isinstance(stored, _Pipe) and not stored.is_whole:
+    if isinstance(stored, _Pipe) and not stored.is_complete:
         raise _without_end(path)
 
 
@@ -286,10 +292,10 @@ def _open_raw(
     if path == STDIN:
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
-        if sys.stdin.is_read:  # it would look empty
+        if sys.stdin.is_read:  # now it would look empty
             raise UserError("-: this command reads stdin more than once; give a file")
         return nullcontext(sys.stdin.bytes)
-    _refuse_read_pipe(path)
+    _check_pipe(path)
     file = path.open("rb", buffering=0)
     stored: Any = file if path.is_file() else _Pipe(io.BufferedReader(file))
     raw: io.BufferedReader = io.BufferedReader(stored, buffer_size)
@@ -301,17 +307,15 @@ def _open_raw(
     return raw
 
 
-def _note_reading(path: Path) -> None:
-    """From now on, stdin cannot be opened again if it is `path`."""
+def _mark_read(path: Path) -> None:
+    """Mark stdin as read if it is `path`, so that it cannot be opened again."""
     if path == STDIN:
         assert isinstance(sys.stdin, _Stdin)
         sys.stdin.is_read = True
 
 
-def _refuse_read_pipe(path: Path) -> None:
-    """Refuse a pipe that was opened before: what came through it is lost, and it looks empty.
-
-    Or opening it would never end.
+def _check_pipe(path: Path) -> None:
+    """Check that a pipe was not opened before: it would look empty, or opening it would not end.
 
     Raises:
         UserError: It was.
@@ -330,25 +334,25 @@ def _refuse_read_pipe(path: Path) -> None:
 class _Stdin(io.TextIOWrapper):
     """Stdin whose first few thousand bytes can be peeked at, however slowly they arrive.
 
-    bzip2 is decompressed here: its blocks are too large to peek into.
+    bzip2 is decompressed here, because its blocks are too large to peek into.
     """
 
-    def __init__(self, given: Any) -> None:
-        pipe = _Pipe(given.buffer)
+    def __init__(self, original: Any) -> None:
+        pipe = _Pipe(original.buffer)
         rest: Any = io.BufferedReader(pipe, _LINE_BUFFER)
         if pipe.start.startswith(_BZIP2):
             rest = io.BufferedReader(bz2.BZ2File(rest), _LINE_BUFFER)
         super().__init__(rest)
         self.bytes: io.BufferedReader = rest
         self.is_read = False
-        self.given = given  # kept alive: when it is collected, it closes what it reads
+        self.original = original  # kept alive, because it closes its buffer when it is collected
 
 
 class _Pipe(io.RawIOBase):
-    """The bytes of a stream; the first few thousand come at once, however slowly they arrive.
+    """A stream that buffers its first few thousand bytes, however slowly they arrive.
 
     Attributes:
-        start: Those of the first ones that have not been read yet.
+        start: The bytes in the buffer.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -358,8 +362,8 @@ class _Pipe(io.RawIOBase):
         self._last = b""
 
     @property
-    def is_whole(self) -> bool:
-        """False if this is bgzip and what was read does not end as every bgzip file does."""
+    def is_complete(self) -> bool:
+        """False if this is bgzip and the bytes read do not end with its last block."""
         return not self._is_bgzip or self._last == _BGZIP_END
 
     def readable(self) -> bool:
@@ -367,7 +371,7 @@ class _Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` with what is available."""
+        """Fill `buffer` with the bytes that are available; returns their number."""
         data, self.start = self.start[: len(buffer)], self.start[len(buffer) :]
         if not data:
             data = self._rest.read1(len(buffer))
@@ -383,7 +387,7 @@ class _Pipe(io.RawIOBase):
 
 @contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the file system and of decompression into one line."""
+    """Convert errors of the file system and of decompression to `UserError`."""
     with reading(path):
         try:
             yield

@@ -1,7 +1,7 @@
 """Tables: TSV, CSV, Parquet or JSON lines, recognised by their first bytes; text may be compressed.
 
-The first line of a TSV or CSV names the columns; `#` before it and lines with `##` above it are
-ignored. JSON lines are objects that all have the keys of the first. A list in a cell is JSON text.
+The first line of a TSV or CSV names the columns; a `#` before it and lines of `##` above it are
+ignored. JSON lines are objects with at least the keys of the first one. A list becomes JSON text.
 """
 
 import csv
@@ -15,26 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UserError, counted, listed
-from evo2cli.genome.formats import BED, FASTA, GFF, Wanted, recognised
+from evo2cli.genome.formats import BED, FASTA, GFF, Wanted, recognise
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
-from evo2cli.genome.source import BYTE_ORDER_MARK, first_bytes, read_lines
+from evo2cli.genome.source import BYTE_ORDER_MARK, closed_at_error, first_bytes, read_lines
 from evo2cli.genome.vcf import Value
 
 Rows = Generator[tuple[int, Sequence[Value]], None, None]
 _TRUE, _FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
-_LONGEST_CELL = (1 << 31) - 1  # characters; the usual limit of the module csv is 131,072
+_MAX_CELL = (1 << 31) - 1  # characters; the default limit of the module csv is 131,072
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is being read.
+    """An open table.
 
     Attributes:
         path: Its file.
-        types: Names of the columns, and the types of their cells.
-        rows: The number of each row and its cells, read as they are needed. Closing it closes the
-            file.
-        unit: What the numbers count: "line" or "row", 1-based.
+        types: The type of the cells of each column, by name.
+        rows: Yields the 1-based number of each row and its cells. Closing it closes the file.
+        unit: What the numbers of rows count: "line" or "row".
     """
 
     path: Path
@@ -48,7 +47,7 @@ class Table:
         return list(self.types)
 
     def origin(self, number: int) -> str:
-        """The file and the row of this number, with which messages about the row begin."""
+        """The file and a row by its number, to begin a message."""
         return f"{self.path}: {self.unit} {number}"
 
     def column(self, name: str, way_out: str = "") -> int:
@@ -56,7 +55,7 @@ class Table:
 
         Args:
             name: The name of the column.
-            way_out: How to choose another column, e.g. "name it by --label".
+            way_out: How to choose another column, for the message, e.g. "name it by --label".
 
         Raises:
             UserError: The table has no such column; the message lists those that it has.
@@ -70,36 +69,36 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """Open a table (`-` is stdin) and read the names of its columns.
+    """Open a table (`-` is stdin) and read its header.
 
     Raises:
         UserError: Here or while rows are read: the file cannot be read or is not a table, two
-            columns have the same name, or a row has more or fewer columns than the first line
-            names.
+            columns have the same name, or a row has another number of columns than the header.
     """
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if start.startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
         return Table(path, types, _numbered(stored), "row")
-    found = recognised(start)
+    found = recognise(start)
     if found in (BED, FASTA, GFF):
         raise UserError(f"{path}: {found.refusal(Wanted.TABLE)}")
     source = read_lines(path)
-    lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
-    for number, line in lines:
-        if not line.strip() or line.startswith("##"):
-            continue
-        if line.lstrip().startswith("{"):
-            types = dict.fromkeys(_parsed(path, number, line), str)
-            lines = chain([(number, line)], lines)
-            return Table(path, types, _json_rows(path, list(types), lines, source), "line")
-        names = split_names(line)
-        if len(set(names)) < len(names):
-            raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
-        rows = _split((text for _, text in lines), delimiter_of(line), first=number + 1)
-        whole = _whole_rows(path, len(names), rows, source)
-        return Table(path, dict.fromkeys(names, str), whole, "line")
-    raise UserError(f"{path}: has no line with the names of columns")
+    with closed_at_error(source):
+        lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
+        for number, line in lines:
+            if not line.strip() or line.startswith("##"):
+                continue
+            if line.lstrip().startswith("{"):
+                types = dict.fromkeys(_parsed(path, number, line), str)
+                lines = chain([(number, line)], lines)
+                return Table(path, types, _json_rows(path, list(types), lines, source), "line")
+            names = split_names(line)
+            if len(set(names)) < len(names):
+                raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
+            rows = _split((text for _, text in lines), delimiter_of(line), first=number + 1)
+            checked = _checked_rows(path, len(names), rows, source)
+            return Table(path, dict.fromkeys(names, str), checked, "line")
+        raise UserError(f"{path}: has no line with the names of columns")
 
 
 def _numbered(stored: Generator[list[Any], None, None]) -> Rows:
@@ -107,12 +106,13 @@ def _numbered(stored: Generator[list[Any], None, None]) -> Rows:
         yield from enumerate(stored, start=1)
 
 
-def _whole_rows(
+def _checked_rows(
     path: Path,
     num_columns: int,
     rows: Iterator[tuple[int, list[str]]],
     source: Generator[bytes, None, None],
 ) -> Rows:
+    """Rows of text, after a check of their number of columns."""
     with closing(source):
         try:
             for number, row in rows:
@@ -160,8 +160,8 @@ def _json_cell(value: Any) -> Value:
 
 
 def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the number of their last line; blank lines are skipped."""
-    csv.field_size_limit(_LONGEST_CELL)  # of the process: a cell may hold a long sequence
+    """Yield rows with the number of their last line; blank lines are skipped."""
+    csv.field_size_limit(_MAX_CELL)  # for the whole process: a cell may hold a long sequence
     if delimiter == "\t":
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:
@@ -172,13 +172,13 @@ def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tupl
 
 
 def split_names(line: str) -> list[str]:
-    """The names of columns in the first line of a table."""
+    """The names of the columns in the header of a TSV or CSV."""
     text = line.strip("\r\n").removeprefix("#")
     return [name.strip().strip('"') for name in text.split(delimiter_of(text))]
 
 
 def delimiter_of(line: str) -> str:
-    """What separates the columns: a tab if there is one, else a comma."""
+    """The delimiter of a header: a tab if there is one, otherwise a comma."""
     return "\t" if "\t" in line else ","
 
 
@@ -188,20 +188,20 @@ def decoded(line: bytes) -> str:
 
 
 def cell_text(value: Value) -> str:
-    """A cell as text without white space around it; empty for a missing value."""
+    """A cell as stripped text; empty for a missing value."""
     return "" if value is None else str(value).strip()
 
 
 def cell_flag(where: str, name: str, value: Value) -> bool:
-    """A cell that says true or false, or 1 or 0.
+    """A cell as a boolean: true or false, or 1 or 0.
 
     Args:
-        where: File and row, which begin the error message.
+        where: File and row, to begin a message.
         name: The column.
         value: The cell.
 
     Raises:
-        UserError: It says neither.
+        UserError: It is neither.
     """
     text = cell_text(value).lower()
     if text not in _TRUE | _FALSE:
@@ -210,7 +210,7 @@ def cell_flag(where: str, name: str, value: Value) -> bool:
 
 
 def cell_number(where: str, name: str, value: Value) -> float:
-    """The number in a cell; NaN if it is missing. Arguments are those of `cell_flag`.
+    """A cell as a number; NaN if it is missing. The arguments are those of `cell_flag`.
 
     Raises:
         UserError: It is not a number.

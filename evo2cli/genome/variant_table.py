@@ -1,9 +1,8 @@
 """Variants from a table: TSV, CSV, Parquet or JSON lines with chrom, pos, ref and alt.
 
-Columns may come in any order and case, and the header may begin with `#`. A column `id` is read,
-too; all others are carried through. With columns `ref_seq` and `var_seq`, a record has its two
-sequences. In the file positions are 1-based, alleles are anchored and
-alternates are separated by commas, as in a VCF.
+Columns may be in any order and case, and the header may begin with `#`. A column `id` is read, too;
+all others are passed through. The columns `ref_seq` and `var_seq` hold the sequences with REF and
+with ALT. As in a VCF, positions are 1-based, indels are anchored, and commas separate alternates.
 """
 
 import re
@@ -21,19 +20,19 @@ from evo2cli.genome.vcf import Value, VariantRecord, is_bases, is_position
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"
 SEQUENCES = ("ref_seq", "var_seq")
-_OF_A_VCF = {"filter", "info"}  # with these too, it is a VCF that has lost its ## lines
+_VCF_COLUMNS = {"filter", "info"}  # in a VCF that has lost its ## lines
 _JSON_KEY = re.compile(r'"([^"]*)"\s*:')
-_ENOUGH = 2  # of the four names make a file a table
+_MIN_KEYS = 2  # of `KEYS` in the header of a table
 
 
 @dataclass(frozen=True)
 class VariantTable:
-    """A table that is being read.
+    """An open table of variants.
 
     Attributes:
-        others: Names of the columns that are carried through, and the types of their cells.
-        records: A record for each row, read as they are needed.
-        has_sequences: Whether records have the two sequences.
+        others: The columns that are passed through, and the types of their cells.
+        records: Yields a record for each row.
+        has_sequences: Whether records have their two sequences.
     """
 
     others: Mapping[str, type]
@@ -55,11 +54,11 @@ def is_table(path: Path) -> bool:
     for line in start.splitlines():
         if line.strip() and not line.startswith(b"##"):
             text = decoded(line)
-            # Of JSON only the first bytes of an object are known, which may be a long one.
+            # A JSON object may be longer than these first bytes, so it cannot be parsed.
             is_json = text.lstrip().startswith("{")
-            found = _JSON_KEY.findall(text) if is_json else split_names(text)
-            names = {name.lower() for name in found}
-            return len(names.intersection(KEYS)) >= _ENOUGH and not names >= _OF_A_VCF
+            keys = _JSON_KEY.findall(text) if is_json else split_names(text)
+            names = {name.lower() for name in keys}
+            return len(names.intersection(KEYS)) >= _MIN_KEYS and not names >= _VCF_COLUMNS
     return False
 
 
@@ -68,7 +67,7 @@ def read_table(path: Path | str, *, shift: int = 0) -> VariantTable:
 
     Args:
         path: The table.
-        shift: What to add to every position.
+        shift: Number to add to every position.
 
     Raises:
         UserError: Here or while records are read: a column is missing, or a row is not a variant.
@@ -85,7 +84,7 @@ def read_table(path: Path | str, *, shift: int = 0) -> VariantTable:
 
 
 class _Columns:
-    """The index of each column in a row, and what to add to every position."""
+    """Converts rows to records: the indices of the columns, and the shift of positions."""
 
     def __init__(self, path: Path, names: Sequence[str], shift: int) -> None:
         self.shift = shift
@@ -106,7 +105,7 @@ class _Columns:
         self.others = {name: i for i, name in enumerate(names) if i not in taken}
 
     def record(self, row: Sequence[Value]) -> VariantRecord:
-        """Read a row.
+        """Convert a row.
 
         Raises:
             ValueError: It is not a variant.
@@ -132,7 +131,7 @@ class _Columns:
         )
 
     def _sequences(self, row: Sequence[Value], alternates: str) -> tuple[bytes, bytes] | None:
-        """The two sequences of a row.
+        """The sequences of a row with REF and with ALT; None without these columns.
 
         Raises:
             ValueError: There are several alternate alleles, or a sequence is not DNA.
@@ -141,15 +140,17 @@ class _Columns:
             return None
         if "," in alternates:
             raise ValueError(f"alt {alternates[:40]!r}: var_seq is of one allele; give each a row")
-        found = [cell_text(row[index]).encode(errors="surrogateescape") for index in self.sequences]
-        for name, sequence in zip(SEQUENCES, found, strict=True):
+        reference, variant = (
+            cell_text(row[index]).encode(errors="surrogateescape") for index in self.sequences
+        )
+        for name, sequence in zip(SEQUENCES, (reference, variant), strict=True):
             if not is_bases(sequence):
                 raise ValueError(f"{name} is not a sequence of DNA: {sequence[:40]!r}")
-        return found[0], found[1]
+        return reference, variant
 
 
 def _read_records(columns: _Columns, table: Table) -> Iterator[VariantRecord]:
-    with closing(table.rows):  # the file is closed at once if a row is not valid
+    with closing(table.rows):  # close the file at once if a row is invalid
         for number, row in table.rows:
             try:
                 record = columns.record(row)

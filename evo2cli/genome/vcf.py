@@ -1,8 +1,8 @@
 """VCF as text: records pass through byte for byte, and only INFO fields are added.
 
-Lines are never re-serialised, so that floats, genotypes, samples, line ends and unusual headers
-stay as they were written. Lines are bytes; POS is 1-based only inside them: `VariantRecord.start`
-is 0-based. A BCF is read as the VCF text that htslib writes for it.
+Lines are never serialised again, so floats, genotypes, samples, line ends and unusual headers stay
+as written. Lines are bytes. POS is 1-based only in a line; `VariantRecord.start` is 0-based. A BCF
+is read as the VCF text that htslib writes for it.
 """
 
 import re
@@ -26,22 +26,21 @@ from evo2cli.genome.source import (
     then_close,
 )
 
-OUR_PREFIX = b"EVO2_"  # of every INFO field that is added
+OUR_PREFIX = b"EVO2_"  # of every INFO field that we add
 _SCORED_BEFORE = "has EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
 _CONTIG_NAME, _CONTIG_LENGTH = re.compile(rb"[<,]ID=([^,>]+)"), re.compile(rb"[<,]length=(\d+)")
 _POSITION_DIGITS = 18
 _BASES = re.compile(rb"[Uu%b]+" % LETTERS)
 
-
-Value = str | int | float | None  # of a cell of a table
+Value = str | int | float | None  # a cell of a table
 
 
 class Status(StrEnum):
-    """The words of EVO2_STATUS; those of alleles that have a score may be joined by `&`.
+    """The values of EVO2_STATUS; several values of a scored allele are joined by `&`.
 
     Attributes:
-        meaning: What it says of an allele.
+        meaning: Explanation; empty for OK.
         is_scored: Whether the allele has a score.
     """
 
@@ -67,30 +66,30 @@ class Status(StrEnum):
     TOO_LONG = "TOO_LONG", "an allele is longer than half a window", False
 
     def __new__(cls, word: str, meaning: str, is_scored: bool) -> Self:
-        """A word with its two attributes."""
+        """Create a member with its two attributes."""
         status = str.__new__(cls, word)
         status._value_ = word
         status.meaning, status.is_scored = meaning, is_scored
         return status
 
 
-def words_of(statuses: str) -> list[Status]:
-    """The words of an EVO2_STATUS."""
-    return [Status[word] for word in statuses.split("&")]
+def split_status(text: str) -> list[Status]:
+    """The values in an EVO2_STATUS."""
+    return [Status[word] for word in text.split("&")]
 
 
-def is_scored(statuses: str) -> bool:
+def is_scored(text: str) -> bool:
     """Whether an allele with this EVO2_STATUS has a score."""
-    return all(word.is_scored for word in words_of(statuses))
+    return all(status.is_scored for status in split_status(text))
 
 
-def with_note(statuses: str, note: Status) -> str:
-    """Add a word to the status of a scored allele; it replaces OK."""
-    return "&".join([*(word for word in words_of(statuses) if word is not Status.OK), note])
+def add_status(text: str, added: Status) -> str:
+    """Add a value to the EVO2_STATUS of a scored allele; it replaces OK."""
+    return "&".join([*(each for each in split_status(text) if each is not Status.OK), added])
 
 
 class Kind(StrEnum):
-    """What an allele changes."""
+    """The kinds of variants."""
 
     SNV = "SNV"
     MNV = "MNV"
@@ -99,7 +98,7 @@ class Kind(StrEnum):
 
 
 def kind_of(reference: str | bytes, alternate: str | bytes) -> Kind:
-    """The kind of an allele, by the lengths of REF and ALT."""
+    """The kind of an allele, from the lengths of REF and ALT."""
     growth = len(alternate) - len(reference)
     if growth:
         return Kind.INSERTION if growth > 0 else Kind.DELETION
@@ -107,17 +106,17 @@ def kind_of(reference: str | bytes, alternate: str | bytes) -> Kind:
 
 
 def is_bases(allele: bytes) -> bool:
-    """Whether `allele` is spelled in bases, IUPAC codes included, in any case."""
+    """Whether an allele is written in bases, IUPAC codes included, in any case."""
     return _BASES.fullmatch(allele) is not None
 
 
 def is_ambiguous(allele: bytes) -> bool:
-    """Whether an allele that is spelled in bases has letters other than A, C, G, T and U."""
+    """Whether an allele that is written in bases has letters other than A, C, G, T and U."""
     return bool(allele.upper().translate(None, ACGT + RNA_LETTERS))
 
 
 def allele_status(allele: bytes) -> Status:
-    """The status of an ALT allele: OK if it is spelled in A, C, G and T, otherwise what it is."""
+    """The status of an ALT allele: OK if it is written in A, C, G, T and U, otherwise why not."""
     if is_bases(allele):
         return Status.AMBIGUOUS_ALLELE if is_ambiguous(allele) else Status.OK
     if allele == b".":
@@ -126,7 +125,7 @@ def allele_status(allele: bytes) -> Status:
         return Status.STAR
     if allele.startswith(b"<") and allele.endswith(b">"):
         return Status.SYMBOLIC
-    # A mate in brackets; or a single breakend, which has a dot on its open side.
+    # A mate in brackets; or a single breakend, with a dot on its open side.
     if b"[" in allele or b"]" in allele or is_bases(allele.strip(b".")):
         return Status.BREAKEND
     return Status.INVALID_ALLELE
@@ -134,17 +133,17 @@ def allele_status(allele: bytes) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """A record, i.e. one line after the header.
+    """A record: a line after the header of a VCF, or a row of a table.
 
     Attributes:
         line: The whole line with its line end.
         contig: CHROM.
-        start: 0-based position of the first base of REF; -1 for POS 0, which means a telomere.
+        start: 0-based position of the first base of REF; -1 for POS 0, a telomere.
         identifier: ID.
         reference: REF as written.
         alternates: ALT split at commas; empty for a blank line, which is only passed through.
         others: Cells of the further columns of a table; empty for a VCF.
-        sequences: The two sequences with REF and with ALT, if a table has them.
+        sequences: The sequences with REF and with ALT, if a table has them.
     """
 
     line: bytes = field(repr=False)
@@ -168,7 +167,7 @@ class VariantRecord:
         others: tuple[Value, ...] = (),
         sequences: tuple[bytes, bytes] | None = None,
     ) -> "VariantRecord":
-        """Make a record: `position` is 1-based, `alternates` are separated by commas."""
+        """Create a record; `position` is 1-based, and commas separate `alternates`."""
         text = f"{contig}\t{position}\t{identifier}\t{reference}\t{alternates}\t.\t.\t.\n"
         return cls(
             text.encode(errors="surrogateescape"),
@@ -187,12 +186,12 @@ class VariantRecord:
 
     @property
     def end(self) -> int:
-        """One past the last base of REF, 0-based."""
+        """Position after the last base of REF, 0-based."""
         return self.start + len(self.reference)
 
     @property
     def quality(self) -> float | None:
-        """QUAL, or None if it is missing.
+        """QUAL; None if it is missing.
 
         Raises:
             ValueError: It is not a number.
@@ -206,7 +205,7 @@ class VariantRecord:
         return self.line.split(b"\t", FIRST_COLUMNS)[6] == b"PASS"
 
     def with_info(self, info: str) -> bytes:
-        """The line with `info` appended to INFO, and otherwise unchanged."""
+        """The line with `info` appended to INFO and otherwise unchanged."""
         text = self.line.rstrip(b"\r\n")
         columns = text.split(b"\t", FIRST_COLUMNS)
         kept = b"" if columns[7] == b"." else columns[7] + b";"
@@ -216,17 +215,17 @@ class VariantRecord:
 
 @dataclass(frozen=True)
 class Header:
-    """The header lines; `#CHROM` is the last."""
+    """The header lines; `#CHROM` is the last one."""
 
     lines: tuple[bytes, ...]
 
     @property
     def num_columns(self) -> int:
-        """Number of columns by the `#CHROM` line."""
+        """Number of columns in the `#CHROM` line."""
         return self.lines[-1].rstrip().count(b"\t") + 1
 
     def value(self, key: str) -> str | None:
-        """The value of the first `##key=` line."""
+        """The value of the first `##key=` line; None without one."""
         start = f"##{key}=".encode()
         for line in self.lines:
             if line.startswith(start):
@@ -234,16 +233,16 @@ class Header:
         return None
 
     def contig_lengths(self) -> dict[str, int]:
-        """Lengths by name, from the `##contig` lines that give them."""
-        found = {}
+        """Lengths of contigs by name, from the `##contig` lines that have a length."""
+        lengths = {}
         for line in self.lines:
             name, length = _CONTIG_NAME.search(line), _CONTIG_LENGTH.search(line)
             if line.startswith(b"##contig=<") and name and length:
-                found[name[1].decode(errors="surrogateescape")] = int(length[1])
-        return found
+                lengths[name[1].decode(errors="surrogateescape")] = int(length[1])
+        return lengths
 
     def with_lines(self, added: Iterable[str]) -> bytes:
-        """The header with the lines `added` before `#CHROM`, with the same line ends."""
+        """The header with further lines before `#CHROM`, with the same line ends."""
         end = b"\r\n" if self.lines[-1].endswith(b"\r\n") else b"\n"
         ours = [line.encode(errors="surrogateescape") + end for line in added]
         return b"".join([*self.lines[:-1], *ours, self.lines[-1]])
@@ -251,7 +250,7 @@ class Header:
 
 @dataclass(frozen=True)
 class VariantFile:
-    """A VCF that is being read: its header, and its records one by one."""
+    """An open VCF: its header, and an iterator over its records."""
 
     header: Header
     records: Iterator[VariantRecord]
@@ -270,7 +269,7 @@ def is_variants(path: Path) -> bool:
 
 
 def read_vcf_lines(path: Path) -> Generator[bytes, None, None]:
-    """Stream the lines of a VCF, or those that htslib writes for a BCF.
+    """Stream the lines of a VCF, or the lines that htslib writes for a BCF.
 
     Raises:
         UserError: The file cannot be read, is damaged or incomplete.
@@ -287,7 +286,7 @@ def read_vcf(path: Path | str, *, scored: bool = False) -> VariantFile:
 
     Raises:
         UserError: Here or while records are read: the file or one of its lines is not VCF, or has
-            EVO2_ fields that it may not have.
+            EVO2_ fields although `scored` is false.
     """
     path = Path(path)
     source = read_vcf_lines(path)
@@ -299,14 +298,14 @@ def read_vcf(path: Path | str, *, scored: bool = False) -> VariantFile:
 
 
 def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
-    """As `read_vcf`, but only records in or near `regions`: each once, in the order of the file.
+    """As `read_vcf`, but read only the records in or near regions, in the order of the file.
 
-    The bytes of a line are those of the file, except that all lines end as the header does.
+    Lines have the bytes of the file, except that all have the line end of the header.
 
     Args:
         path: Sorted VCF compressed with bgzip, or a BCF.
         index: Its index.
-        regions: No record that overlaps them is left out; others close to them may come too.
+        regions: All records that overlap them are read, and some others close to them.
 
     Raises:
         UserError: As `read_vcf`; or the index cannot be read.
@@ -323,7 +322,7 @@ def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
 def _read_spans(
     path: Path, num_columns: int, lines: Iterable[tuple[Interval, bytes]]
 ) -> Iterator[VariantRecord]:
-    """The records of each span, without those that also overlap the span before."""
+    """The records of each span, without those that overlap the previous span as well."""
     previous = current = Interval("", 0, 0)
     for span, line in lines:
         if span is not current:
@@ -334,13 +333,17 @@ def _read_spans(
             raise UserError(f"{path}: a line of {span.name}: {error}") from None
         if span.name == previous.name and record.start < previous.end:
             continue
-        # By htslib a record reaches as far as its END or SVLEN says, here as far as its REF.
+        # For htslib a record ends at its END or SVLEN, here at the end of its REF.
         if record.end > span.start:
             yield record
 
 
 def _read_header(path: Path, lines: Iterator[tuple[int, bytes]], *, scored: bool) -> Header:
-    """Read the header from numbered lines."""
+    """Read the header from numbered lines.
+
+    Raises:
+        UserError: It is not a header of a VCF, or has EVO2_ fields although `scored` is false.
+    """
     header: list[bytes] = []
     for number, line in lines:
         header.append(line)
@@ -373,19 +376,19 @@ def _read_records(
 def read_line(
     line: bytes, num_columns: int = FIRST_COLUMNS, *, scored: bool = False
 ) -> VariantRecord:
-    """Read one line after the header; a blank line becomes a record without alleles.
+    """Parse one line after the header; a blank line becomes a record without alleles.
 
     Raises:
-        ValueError: It is not a record with `num_columns` columns, or has EVO2_ fields and may not
-            be `scored`.
+        ValueError: It is not a record with `num_columns` columns, or has EVO2_ fields although
+            `scored` is false.
     """
     if line.isspace():
         return VariantRecord(line, "", 0, "", b"", ())
     columns = line.split(b"\t", FIRST_COLUMNS)
-    given = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
-    if given < num_columns:
+    count = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
+    if count < num_columns:
         raise ValueError(
-            f"{counted(given, 'column')} separated by tabs, but #CHROM names {num_columns}"
+            f"{counted(count, 'column')} separated by tabs, but #CHROM names {num_columns}"
         )
     contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
     if not is_position(position):
@@ -404,5 +407,5 @@ def read_line(
 
 
 def is_position(text: bytes) -> bool:
-    """Whether a text is a whole number that fits into 64 bits."""
+    """Whether a text is a natural number that fits into 64 bits."""
     return text.isdigit() and len(text) <= _POSITION_DIGITS

@@ -1,13 +1,13 @@
 """The two windows of an allele: the genome around it, and the same genome with the allele applied.
 
-A centred window of width W starts W // 2 bases before the variant. An anchored window starts at a
-multiple of W // 4: the last one with at least W // 2 bases before the variant, so that neighbouring
-variants share a window. A window may also end a given number of bases after the variant.
+A centred window of width W starts W // 2 bases before the variant. An anchored window starts at the
+last multiple of W // 4 with at least W // 2 bases before the variant, so that neighbouring variants
+share a window. A window may also end a given number of bases after the variant.
 
-Both windows of an allele are equally long by default: the right border moves by as many bases as an
-insertion adds or a deletion removes (the left border where the contig ends on the right). Otherwise
-both cover the same bases of the genome, and their lengths differ. At the ends of a contig windows
-are shifted, never padded; a contig shorter than W is one window. Intervals are 0-based and
+Both windows of an allele have the same length by default: the right border moves by as many bases
+as an insertion adds or a deletion removes, or the left border if the contig ends on the right.
+Otherwise both cover the same bases of the genome, and their lengths differ. At the ends of a contig
+windows are shifted, never padded; a contig shorter than W is one window. Intervals are 0-based and
 half-open; letters are upper case with T for U.
 """
 
@@ -18,8 +18,8 @@ from evo2cli.genome.alphabet import reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
-# VCF spells an ambiguous base of the genome as the alphabetically first base it stands for; some
-# programs write N.
+# In a VCF, an ambiguous base of the genome is written as the first base of its code in alphabetical
+# order; some programs write N.
 _FIRST_OF_AMBIGUOUS = dict(zip(b"RYSWKMBDHV", b"ACCAGACAAA", strict=True))
 _UNKNOWN = ord("N")
 
@@ -48,13 +48,13 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowPair:
-    """The windows that one allele is scored by.
+    """The two windows of an allele.
 
     Attributes:
-        reference: Letters of the genome.
-        alternate: Letters of the genome with the allele applied.
-        interval: The bases of the genome in `reference`.
-        alternate_interval: The bases of the genome from which `alternate` was made.
+        reference: The window of the genome.
+        alternate: The window of the genome with the allele applied.
+        interval: The interval of the genome that `reference` covers.
+        alternate_interval: The interval of the genome that `alternate` covers.
         at_edge: Whether a window was shifted or shortened at an end of the contig.
     """
 
@@ -65,7 +65,7 @@ class WindowPair:
     at_edge: bool
 
     def with_alternate(self, allele: bytes) -> "WindowPair":
-        """The windows of another alternate allele, of the same length."""
+        """The windows of another alternate allele of the same length."""
         window = Window(self.alternate.before, allele, self.alternate.after)
         return WindowPair(
             self.reference, window, self.interval, self.alternate_interval, self.at_edge
@@ -73,10 +73,10 @@ class WindowPair:
 
 
 def agrees(allele: bytes, genome: bytes) -> bool:
-    """Whether a REF allele is what as many bases of the genome have; in letters of `upper_dna`.
+    """Whether a REF allele matches as many bases of the genome; both in letters of `upper_dna`.
 
-    Where the genome has an ambiguity code other than N, REF may also be the first base that the
-    code stands for, or N.
+    Where the genome has an ambiguity code other than N, REF may also be the first base of the code,
+    or N.
     """
     return allele == genome or all(
         letter == base
@@ -85,7 +85,7 @@ def agrees(allele: bytes, genome: bytes) -> bool:
     )
 
 
-def centred(start: int, end: int, width: int) -> int:  # noqa: ARG001 - as all placings
+def centred(start: int, end: int, width: int) -> int:  # noqa: ARG001 - a `Placing`
     """Start of the centred window of a variant from `start` to `end`; may be negative."""
     return start - width // 2
 
@@ -97,7 +97,7 @@ def anchored(start: int, end: int, width: int) -> int:
 
 
 def ending(after: int) -> "Placing":
-    """Places windows so that they end `after` bases after the variant; starts may be negative."""
+    """Windows that end `after` bases after the variant; their start may be negative."""
     return lambda _start, end, width: end + after - width
 
 
@@ -106,7 +106,7 @@ def anchor_step(width: int) -> int:
     return max(width // 4, 1)
 
 
-Placing = Callable[[int, int, int], int]
+Placing = Callable[[int, int, int], int]  # start, end and width -> start of the window
 
 
 def cut_windows(
@@ -128,14 +128,14 @@ def cut_windows(
         width: Bases in a window, at least 2.
         placing: `centred`, `anchored` or an `ending`.
         from_right: Place windows and move borders as on the other strand, i.e. mirrored.
-        equally_long: Move a border by as many bases as the allele adds or removes.
+        equally_long: Keep the length of windows by moving a border.
 
     Returns:
         The windows, or None if REF or `alternate` is longer than half a window, or not shorter
         than the contig.
     """
     contig = genome.length(variant.name)
-    growth = len(alternate) - len(variant) if equally_long else 0  # balanced by moving a border
+    growth = len(alternate) - len(variant) if equally_long else 0  # compensated by a border
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
@@ -143,7 +143,7 @@ def cut_windows(
     if from_right:
         first, last = contig - variant.end, contig - variant.start
     wanted = placing(first, last, width)
-    moved = placing(first, last + growth, width) - wanted  # by ALT, if it ends a window
+    moved = placing(first, last + growth, width) - wanted  # if the placing depends on the end
     if from_right:
         wanted, moved = contig - wanted - length, growth - moved
     start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
@@ -185,7 +185,7 @@ def window_pair(sequences: tuple[bytes, bytes]) -> WindowPair:
 
 
 def _num_shared(one: bytes, other: bytes) -> int:
-    """Number of letters with which both begin."""
+    """Length of the common prefix."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

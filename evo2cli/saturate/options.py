@@ -12,7 +12,7 @@ from evo2cli.files import check_output
 from evo2cli.score.options import QuantityOptions, VariantOptions
 
 
-# Without rules for insertions, deletions and mismatches of REF: there are none.
+# There are no insertions, deletions or mismatches of REF, and so no options for them.
 @dataclass(frozen=True, kw_only=True)
 class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch")):
     """Options of `evo2 saturate`.
@@ -65,9 +65,9 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
 
     @property
     def command(self) -> str:
-        """How the header of the output names the command."""
-        named = self.regions if self.bed is None else ("--bed", self.bed.name)
-        return " ".join(["evo2 saturate", *named])
+        """The command in the header of the output."""
+        words = self.regions if self.bed is None else ("--bed", self.bed.name)
+        return " ".join(["evo2 saturate", *words])
 
     @property
     def source(self) -> Path:

@@ -1,4 +1,4 @@
-"""The heat map of a saturation: positions by bases, one strip below the other."""
+"""The heat map of saturation mutagenesis: positions by bases, in strips."""
 
 import math
 from collections import defaultdict
@@ -12,25 +12,25 @@ from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.saturate.records import BASES
-from evo2cli.score.output import Put
+from evo2cli.score.output import WriteRecord
 from evo2cli.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-STRIP_LENGTH = 120  # positions of a strip; more are too narrow for a letter each
-MAX_STRIPS = 12  # a longer region has longer strips
-MIN_WIDTH = 6.0  # inches, so that the label of the positions fits
+STRIP_LENGTH = 120  # positions; in longer strips, columns are too narrow for letters
+MAX_STRIPS = 12  # with more positions, strips become longer
+MIN_WIDTH = 6.0  # inches, so that the axis label fits
 
 
 @dataclass(frozen=True)
 class Site:
-    """What is known about a position.
+    """The scores of a position.
 
     Attributes:
         reference: Base of the genome.
-        deltas: EVO2_DELTA of the other bases, in nats; None if there is no score.
+        deltas: EVO2_DELTA of the other bases, in nats; None without a score.
     """
 
     reference: str
@@ -38,27 +38,34 @@ class Site:
 
 
 @contextmanager
-def also_draw(path: Path | None, regions: Sequence[Interval], put: Put) -> Iterator[Put]:
-    """Yield a function that calls `put`, and draw the regions at the end; None draws nothing.
+def also_draw(
+    path: Path | None, regions: Sequence[Interval], write: WriteRecord
+) -> Iterator[WriteRecord]:
+    """Yield a function that calls `write` and keeps the scores, and draw them at the end.
+
+    Args:
+        path: Figure to write; None for no figure.
+        regions: Regions to draw.
+        write: Writes a record with its rows.
 
     Raises:
         UserError: The figure cannot be written.
     """
     if path is None:
-        yield put
+        yield write
         return
     sites: dict[str, dict[int, Site]] = defaultdict(dict)
 
-    def put_and_keep(record: VariantRecord, rows: Sequence[Row]) -> None:
-        put(record, rows)
+    def write_and_keep(record: VariantRecord, rows: Sequence[Row]) -> None:
+        write(record, rows)
         deltas: dict[str, float | None] = {}
         for alternate, row in zip(record.alternates, rows, strict=True):
             delta = row["EVO2_DELTA"]
             deltas[alternate.decode()] = delta if isinstance(delta, float) else None
         sites[record.contig][record.start] = Site(record.reference.decode(), deltas)
 
-    yield put_and_keep
-    drawn = [
+    yield write_and_keep
+    by_region = [
         (
             region.name,
             {
@@ -69,27 +76,28 @@ def also_draw(path: Path | None, regions: Sequence[Interval], put: Put) -> Itera
         )
         for region in regions
     ]
-    if any(known for _, known in drawn):
-        draw_saturation(path, [(contig, known) for contig, known in drawn if known])
+    if scored := [(contig, of_region) for contig, of_region in by_region if of_region]:
+        draw_saturation(path, scored)
 
 
 def draw_saturation(path: Path, regions: Sequence[tuple[str, Mapping[int, Site]]]) -> None:
-    """Draw a heat map of deltas, positions by bases: red is less likely, blue more, white the same.
+    """Draw a heat map of deltas: red for less likely, blue for more likely, white for 0.
 
     Args:
         path: Figure to write.
-        regions: Contig and sites by position (0-based) of each region; a missing site is grey.
+        regions: For each region its contig, and its sites by position (0-based). Positions without
+            a site are grey.
 
     Raises:
         UserError: The figure cannot be written.
     """
     spans = [(min(sites), max(sites) + 1) for _, sites in regions]
     total = sum(end - start for start, end in spans)
-    across = max(STRIP_LENGTH, math.ceil(total / MAX_STRIPS))
+    length = max(STRIP_LENGTH, math.ceil(total / MAX_STRIPS))
     strips = [
-        (contig, sites, range(first, min(first + across, end)))
+        (contig, sites, range(first, min(first + length, end)))
         for (contig, sites), (start, end) in zip(regions, spans, strict=True)
-        for first in range(start, end, across)
+        for first in range(start, end, length)
     ]
     deltas = [
         abs(delta)
@@ -102,17 +110,17 @@ def draw_saturation(path: Path, regions: Sequence[tuple[str, Mapping[int, Site]]
     width = max(len(positions) for _, _, positions in strips)
     figure = new_figure(max(MIN_WIDTH, 2 + 0.13 * min(width, STRIP_LENGTH)), 1 + 1.3 * len(strips))
     rows = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
-    shown = ""
+    last_title = ""
     for axes, (contig, sites, positions) in zip(rows, strips, strict=True):
         image = _draw_strip(axes, sites, positions, limit, width)
         axes.set_xlim(-0.5, width - 0.5)
-        if len(regions) > 1 and contig != shown:
+        if len(regions) > 1 and contig != last_title:
             axes.set_title(contig, loc="left", fontsize="small", pad=12)
-            shown = contig
-        if across <= STRIP_LENGTH:
+            last_title = contig
+        if length <= STRIP_LENGTH:
             _write_bases(axes, sites, positions)
-    where = f"position in {regions[0][0]}" if len(regions) == 1 else "position"
-    rows[-1].set_xlabel(f"{where}, 1-based; dots: the genome's own base")
+    label = f"position in {regions[0][0]}" if len(regions) == 1 else "position"
+    rows[-1].set_xlabel(f"{label}, 1-based; dots: the genome's own base")
     figure.colorbar(image, ax=list(rows), label="EVO2_DELTA, nats")
     save_figure(figure, path)
 
@@ -120,7 +128,7 @@ def draw_saturation(path: Path, regions: Sequence[tuple[str, Mapping[int, Site]]
 def _draw_strip(
     axes: "Axes", sites: Mapping[int, Site], positions: range, limit: float, width: int
 ) -> "AxesImage":
-    """Draw one strip, with colours from -limit to limit, and a dot at the bases of the genome."""
+    """Draw a strip, with colours from -limit to limit and a dot at each base of the genome."""
     letters = BASES.decode()
     values = [[_delta(sites.get(position), letter) for position in positions] for letter in letters]
     axes.set_facecolor("lightgrey")

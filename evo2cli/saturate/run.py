@@ -1,4 +1,4 @@
-"""`evo2 saturate`: the score of every SNV of regions of a genome."""
+"""`evo2 saturate`: in-silico saturation mutagenesis, the score of every SNV of regions."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from evo2cli.score.variants import score_to_output
 
 
 def saturate(options: SaturateOptions) -> None:
-    """Score every SNV of the regions, as `evo2 score` scores a VCF of them.
+    """Score every SNV of the regions, as `evo2 score` would score a VCF of them.
 
     Raises:
         UserError: A region is not valid, or the genome or the model cannot be read.
@@ -31,7 +31,7 @@ def saturate(options: SaturateOptions) -> None:
 
 
 def read_snvs(options: SaturateOptions) -> Variants:
-    """Start to read every SNV of the regions."""
+    """Open the SNVs of the regions."""
 
     def records() -> Iterator[VariantRecord]:
         with Reference.open(options.reference, options.names) as genome:
@@ -42,4 +42,4 @@ def read_snvs(options: SaturateOptions) -> Variants:
 
 
 def _regions(options: SaturateOptions, genome: Reference) -> list[Interval]:
-    return locate_regions(genome, options.regions, options.bed, options.names)
+    return locate_regions(genome, options.regions, options.bed)

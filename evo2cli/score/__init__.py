@@ -1,4 +1,4 @@
-"""Log-likelihoods of variants and sequences; the work behind `evo2 score`.
+"""Log-likelihoods of variants and sequences: `evo2 score`.
 
 In Python::
 
@@ -19,7 +19,8 @@ __all__ = ["score_sequences", "score_variants"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, because `evo2 --help` imports options of this package, but not torch.
+    # Imported on first use: `evo2 --help` imports the options in this package, but must not import
+    # torch.
     if name in __all__:
         return getattr(import_module(f"evo2cli.score.{name.removeprefix('score_')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

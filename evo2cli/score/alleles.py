@@ -1,4 +1,4 @@
-"""Scores of alleles: the log-likelihoods of their windows, of each strand."""
+"""Scores of alleles: the log-likelihoods of their windows on each strand."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
     Status,
     VariantRecord,
+    add_status,
     allele_status,
     is_ambiguous,
     is_bases,
-    with_note,
 )
 from evo2cli.genome.windows import (
     Placing,
@@ -31,7 +31,7 @@ from evo2cli.genome.windows import (
 from evo2cli.options import Strand
 from evo2cli.score.features import Features
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
-from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMNS
+from evo2cli.score.output import FIELDS, NON_ACGT, STRAND_FIELDS, WINDOW_COLUMNS
 from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
@@ -42,12 +42,12 @@ DEFAULT_WINDOW = 8192
 
 @dataclass(frozen=True, slots=True)
 class _PendingAllele:
-    """An allele whose windows are in a batch.
+    """An allele whose windows are queued.
 
     Attributes:
-        windows: Its windows for each strand; or the reason why it has none.
-        pairs: What reads them, for each strand.
-        is_swapped: Whether REF and ALT of the windows are exchanged.
+        windows: Its windows for each strand, or the reason why it has none.
+        pairs: The queued windows, for each strand.
+        is_swapped: Whether REF and ALT of the windows are swapped.
     """
 
     windows: list[WindowPair] | Status
@@ -56,13 +56,13 @@ class _PendingAllele:
 
 
 class VariantScorer:
-    """Scores alleles against one genome with one model.
+    """Scores alleles against a genome with a model.
 
     Args:
         model: Model in inference mode.
-        genome: Genome that the positions of records refer to.
-        options: Windows, strands, and what happens if REF is not what the genome has.
-        features: Computes further values of each allele.
+        genome: Genome of the records.
+        options: Windows, strands, and what to do if REF differs from the genome.
+        features: Computes further columns for each allele.
         settings: Arguments of the `Packer` that reads the windows.
 
     Attributes:
@@ -94,31 +94,31 @@ class VariantScorer:
                     f"{self.window} bases"
                 )
         self._strands = options.variant_strand.single
-        features_named = features.names if features else ()
-        self._empty: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *features_named))
+        feature_names = features.names if features else ()
+        self._empty: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *feature_names))
         self._reader = WindowReader(model, self.window, is_anchored=self._is_anchored, **settings)
-        # What neighbouring alleles have in common: the windows of a site, and of its other strand.
+        # Shared by the alleles of a site: their windows, and the other strand of the one with REF.
         self._site: tuple[tuple[Interval, bytes, int] | None, list[WindowPair]] = (None, [])
-        self._turned: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
+        self._reverse: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
 
     def score(self, record: VariantRecord) -> list[Row]:
-        """One row for each allele: `FIELDS`, and where its windows lie (0-based, half-open).
+        """One row per allele: `FIELDS`, and the intervals of its windows (0-based, half-open).
 
-        A value that an allele does not have is None, and so are percentiles.
+        Missing values are None. Percentiles are always None here.
 
         Raises:
-            UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
+            UserError: REF differs from the genome, and `on_ref_mismatch` is ERROR.
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
         return next(self.score_all([record]))
 
     def score_all(self, records: Sequence[VariantRecord]) -> Iterator[list[Row]]:
-        """The rows of each record, as `score` gives them.
+        """Yield the rows of each record, as `score` returns them.
 
-        The alleles of several records are read side by side; see `WindowReader.read_all`.
+        The alleles of several records are computed in batches; see `WindowReader.read_all`.
 
         Raises:
-            UserError: As `score`, after the rows of the records before.
+            UserError: As `score`, after the rows of the previous records.
             NonFiniteError: Likewise.
         """
         for record, alleles in self._reader.read_all(self._queue_all(records)):
@@ -129,7 +129,7 @@ class VariantScorer:
     def _queue_all(
         self, records: Iterable[VariantRecord]
     ) -> Iterator[tuple[VariantRecord, list[_PendingAllele] | UserError]]:
-        """Queue the windows of records; each comes with its alleles, or with what ends the run."""
+        """Queue the windows of records; yield each with its alleles, or with the first error."""
         for record in records:
             try:
                 yield record, [self._queue(record, alt) for alt in record.alternates]
@@ -156,7 +156,7 @@ class VariantScorer:
         return _PendingAllele(windows, pairs, is_swapped)
 
     def _row(self, allele: _PendingAllele, record: VariantRecord) -> Row:
-        """The values of an allele whose windows have been read."""
+        """The row of an allele whose windows have been computed."""
         row: Row = dict(self._empty)
         if isinstance(allele.windows, Status):
             row["EVO2_STATUS"] = allele.windows.value
@@ -165,19 +165,20 @@ class VariantScorer:
         row |= _swap_back(scores) if allele.is_swapped else scores
         if self.features is not None:
             pairs = dict(zip(self._strands, allele.windows, strict=True))
-            row |= self.features.of(row, pairs, -1 if allele.is_swapped else 1, str(record))
+            sign = -1 if allele.is_swapped else 1
+            row |= self.features.compute(row, pairs, sign, str(record))
         return row
 
     @property
     def num_bases(self) -> int:
-        """Number of bases that ran through the model."""
+        """Number of bases that the model has processed."""
         return self._reader.packer.num_bases
 
     def windows(self, record: VariantRecord, alternate: bytes) -> list[WindowPair] | Status:
         """The windows of an allele for each strand, or the reason why it has none.
 
         Raises:
-            UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
+            UserError: REF differs from the genome, and `on_ref_mismatch` is ERROR.
         """
         if record.sequences is not None and not self.genome.names:
             return self._given_windows(record.sequences)
@@ -213,7 +214,7 @@ class VariantScorer:
             return [pair.with_alternate(letters) for pair in self._site[1]]
         pairs: list[WindowPair] = []
         for strand in self._strands:
-            if pairs and self._placing is centred:  # they lie alike for both strands
+            if pairs and self._placing is centred:  # the same for both strands
                 pairs.append(pairs[0])
             else:
                 pair = cut_windows(
@@ -222,17 +223,17 @@ class VariantScorer:
                     alternate,
                     self.window,
                     self._placing,
-                    # All but centred windows lie as the strand is read.
+                    # All but centred windows are placed in the reading direction.
                     from_right=self._placing is not centred and strand is Strand.REVERSE,
                     equally_long=self.options.indel_mode is IndelMode.FIXED,
                 )
                 if pair is None:
                     return Status.TOO_LONG
-                # The window has the base of REF even where the genome has an ambiguity code, which
-                # the model would find far less likely than any base.
+                # Where the genome has an ambiguity code, which the model would find far less likely
+                # than any base, the window has the base of REF.
                 window = pair.reference
-                written = Window(window.before, upper_dna(record.reference), window.after)
-                pairs.append(replace(pair, reference=written))
+                with_ref = Window(window.before, upper_dna(record.reference), window.after)
+                pairs.append(replace(pair, reference=with_ref))
             reference = pairs[-1].reference
             before = reference.before if strand is Strand.FORWARD else reference.after
             if self.options.is_next_base and not before:
@@ -241,17 +242,17 @@ class VariantScorer:
         return pairs
 
     def _reverse_complements(self, pair: WindowPair) -> tuple[Window, Window]:
-        """Both windows of a pair read from the other strand; those of a site share their bytes."""
+        """The other strand of both windows; the alleles of a site share the bytes around them."""
         one, other = pair.reference, pair.alternate
-        if self._turned[0] is not one:
-            self._turned = one, one.reverse_complement()
-        turned = self._turned[1]
+        if self._reverse[0] is not one:
+            self._reverse = one, one.reverse_complement()
+        reverse = self._reverse[1]
         if other.before is one.before and other.after is one.after:
-            return turned, Window(turned.before, reverse_complement(other.allele), turned.after)
-        return turned, other.reverse_complement()
+            return reverse, Window(reverse.before, reverse_complement(other.allele), reverse.after)
+        return reverse, other.reverse_complement()
 
     def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
-        """The windows of an allele whose two sequences are given, for each strand."""
+        """The windows for each strand of an allele that comes with its two sequences."""
         pair = window_pair(sequences)
         if self.options.is_next_base:
             if not len(pair.reference.allele) == len(pair.alternate.allele) == 1:
@@ -265,19 +266,19 @@ class VariantScorer:
         return [pair] * len(self._strands)
 
     def _scores(self, allele: _PendingAllele, record: VariantRecord) -> Row:
-        """The values of an allele that has windows."""
+        """The scores of an allele that has windows."""
         assert not isinstance(allele.windows, Status)
         is_next = self.options.is_next_base
         logprobs = [pair.lasts if is_next else pair.logprobs for pair in allele.pairs]
         if not all(isfinite(value) for both in logprobs for value in both):
-            self._refuse(allele, logprobs, str(record))
+            self._raise_non_finite(allele, logprobs, str(record))
         references, alternates = zip(*logprobs, strict=True)
         deltas = [alt - ref for ref, alt in logprobs]
         count = len(logprobs)
-        pairs = {id(pair): pair for pair in allele.windows}  # centred strands have the same
-        num_other = max(map(_num_other, pairs.values()))
+        pairs = {id(pair): pair for pair in allele.windows}  # both strands of centred windows
+        num_non_acgt = max(map(_num_non_acgt, pairs.values()))
         at_edge = any(pair.at_edge for pair in allele.windows)
-        notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(num_other)
+        statuses = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(num_non_acgt)
         first = allele.windows[0]
         return {
             "EVO2_DELTA": rounded(fsum(deltas) / count),
@@ -287,18 +288,18 @@ class VariantScorer:
                 STRAND_FIELDS[strand]: rounded(delta)
                 for strand, delta in zip(self._strands, deltas, strict=True)
             },
-            "EVO2_STATUS": "&".join(notes or [Status.OK]),
-            NUM_OTHER: num_other,
+            "EVO2_STATUS": "&".join(statuses or [Status.OK]),
+            NON_ACGT: num_non_acgt,
             "window_start": first.interval.start,
             "window_end": first.interval.end,
             "alt_window_start": first.alternate_interval.start,
             "alt_window_end": first.alternate_interval.end,
         }
 
-    def _refuse(
+    def _raise_non_finite(
         self, allele: _PendingAllele, logprobs: Sequence[tuple[float, float]], name: str
     ) -> None:
-        """Name the first log-likelihood that is NaN or infinite.
+        """Raise the error for the first log-likelihood that is NaN or infinite.
 
         Raises:
             NonFiniteError: Always.
@@ -306,12 +307,13 @@ class VariantScorer:
         assert not isinstance(allele.windows, Status)
         for strand, pair, both in zip(self._strands, allele.windows, logprobs, strict=True):
             for window, value in zip((pair.reference, pair.alternate), both, strict=True):
-                read = window if strand is Strand.FORWARD else window.reverse_complement()
-                require_finite(value, self.model, read.sequence, name)
+                forward = strand is Strand.FORWARD
+                sequence = (window if forward else window.reverse_complement()).sequence
+                require_finite(value, self.model, sequence, name)
 
 
-def _num_other(pair: WindowPair) -> int:
-    """Letters other than ACGT in the window that has more of them."""
+def _num_non_acgt(pair: WindowPair) -> int:
+    """Number of letters other than ACGT, in the window with more of them."""
 
     def count(letters: bytes) -> int:
         return len(letters.translate(None, ACGT))
@@ -324,12 +326,12 @@ def _num_other(pair: WindowPair) -> int:
 
 
 def _swap_back(row: Row) -> Row:
-    """The row of an allele that was scored with REF and ALT exchanged, for its own record."""
+    """The row of an allele that was scored with REF and ALT swapped, in terms of its record."""
     deltas = [field for field in ("EVO2_DELTA", *STRAND_FIELDS.values()) if field in row]
     return {
         **row,
         **{field: rounded(-float(row[field] or 0)) for field in deltas},
         "EVO2_REF": row["EVO2_ALT"],
         "EVO2_ALT": row["EVO2_REF"],
-        "EVO2_STATUS": with_note(str(row["EVO2_STATUS"]), Status.SWAPPED),
+        "EVO2_STATUS": add_status(str(row["EVO2_STATUS"]), Status.SWAPPED),
     }

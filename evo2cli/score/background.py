@@ -1,7 +1,8 @@
 """`--background`: the percentile of EVO2_DELTA among random variants of the same kind.
 
-The file keeps one line with the deltas of each kind, for all runs with the same model, genome,
-windows and strand. A kind that is not in the file yet is scored when it is first needed, and added.
+The file has a line with the deltas of each kind, for all runs with the same model, genome, windows
+and strand. Variants of a kind that is not in the file are scored when they are first needed, and
+added.
 """
 
 import json
@@ -23,19 +24,19 @@ from evo2cli.tables import Row, rounded
 from stripedhyena2.fingerprint import fingerprint
 
 NULLS = 200  # random variants of each kind
-MIN_NULLS = 20  # fewer that have a score give no percentile
+MIN_NULLS = 20  # with a score; with fewer, a kind has no percentiles
 
 ScoreAll = Callable[[Sequence[VariantRecord]], Iterable[list[Row]]]
 
 
 class Background:
-    """Deltas of random variants by kind, kept in a file.
+    """Deltas of random variants by kind, cached in a file.
 
     Args:
         path: The file; it is created if it is missing.
-        settings: Everything that decides the deltas.
+        settings: Everything that the deltas depend on.
         genome: Genome from which random variants are drawn.
-        score_all: The rows of each of some records.
+        score_all: Scores records: yields the rows of each.
 
     Raises:
         UserError: The file cannot be read or written, or was made with other settings.
@@ -72,7 +73,10 @@ class Background:
                 ) from None
 
     def percentile(self, record: VariantRecord, alternate: bytes, delta: float) -> float | None:
-        """Percentage of random variants of the same kind with a lower delta; ties count half."""
+        """Percentage of random variants of the same kind with a lower delta; ties count half.
+
+        None if the allele has no kind, or the kind has too few random variants.
+        """
         kind = stratum(self._genome, record, alternate)
         if kind is None:
             return None
@@ -85,26 +89,26 @@ class Background:
         return rounded(100 * below / len(deltas))
 
     def prepare(self, record: VariantRecord) -> Iterator[None]:
-        """Score the random variants that percentiles of a record need, one between two steps."""
+        """Score the random variants that the percentiles of a record need, one per step."""
         for alternate in record.alternates:
             kind = stratum(self._genome, record, alternate)
             if kind is not None:
                 yield from self._add(kind)
 
     def _add(self, kind: str) -> Iterator[None]:
-        """Score random variants of a kind, unless they are known, and add them to the file."""
+        """Score random variants of a kind and add them to the file, unless they are known."""
         if kind in self._deltas:
             return
         records = list(islice(random_variants(self._genome, kind), NULLS))
-        found = []
+        deltas: list[float] = []
         for rows in self._score_all(records):
-            deltas = [row["EVO2_DELTA"] for row in rows]
-            found += [delta for delta in deltas if isinstance(delta, float)]
+            values = [row["EVO2_DELTA"] for row in rows]
+            deltas += [value for value in values if isinstance(value, float)]
             yield
-            if kind in self._deltas:  # meanwhile by another caller
+            if kind in self._deltas:  # another caller has added it meanwhile
                 return
-        self._deltas[kind] = sorted(found)
-        console.say(f"background: {counted(len(found), 'random variant')} like {kind} scored")
+        self._deltas[kind] = sorted(deltas)
+        console.say(f"background: {counted(len(deltas), 'random variant')} like {kind} scored")
         with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "deltas": self._deltas[kind]}) + "\n")
 
@@ -112,15 +116,15 @@ class Background:
         """The rows of the alleles of a record, with `PERCENTILE` for those that have a delta."""
         ranked = []
         for alternate, row in zip(record.alternates, rows, strict=True):
-            delta, share = row["EVO2_DELTA"], None
+            delta, percentile = row["EVO2_DELTA"], None
             if isinstance(delta, float):
-                share = self.percentile(record, alternate, delta)
-            ranked.append({**row, PERCENTILE: share})
+                percentile = self.percentile(record, alternate, delta)
+            ranked.append({**row, PERCENTILE: percentile})
         return ranked
 
 
 def open_background(path: Path, scorer: VariantScorer) -> Background:
-    """Open the background file at `path` for the deltas of `scorer`, or create it.
+    """Open or create the background file for the deltas of a scorer.
 
     Raises:
         UserError: As `Background`.

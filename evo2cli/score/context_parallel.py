@@ -1,6 +1,6 @@
-"""A long sequence scored by several processes, each of which holds a part of it.
+"""Context parallelism: several ranks score a sequence together, each computing a part of it.
 
-The first process runs the command as it would alone and asks for log-likelihoods; the others help.
+Rank 0 runs the command as a single process would and calls `logprob`; the others run `work`.
 
 T tokens of a sequence.
 """
@@ -17,15 +17,15 @@ from stripedhyena2.parallelize import Schemes, SharedSequence
 from stripedhyena2.progress import ignore_progress
 from stripedhyena2.scoring import sequence_logprob, token_ids, token_logprobs
 
-_END = 0  # a length that tells the helpers to stop
+_END = 0  # a length that stops the other ranks
 
 
-class SharedScorer:
+class ContextParallelScorer:
     """Log-likelihoods by all ranks together, on parts whose lengths differ by at most one base.
 
     Args:
-        model: The same model on all ranks. Between calls it computes alone, as before.
-        ranks: The processes; the first one asks.
+        model: The same model on all ranks. Between calls, each rank can use it alone.
+        ranks: The ranks.
     """
 
     def __init__(self, model: StripedHyena2, ranks: Ranks) -> None:
@@ -34,33 +34,33 @@ class SharedScorer:
         self._shared = SharedSequence(ranks.neighbours, Schemes(attention=attention))
         self._shared.put_on(model)
 
-    def total(
+    def logprob(
         self,
         bases: bytes,
         advance: Callable[[float], None] = ignore_progress,
         *,
         context: bytes = b"",
     ) -> float:
-        """`sequence_logprob` of upper-case letters, for the first rank to call."""
+        """As `sequence_logprob`, called on rank 0 only."""
         letters = context + bases
         if len(letters) < 2 * self._ranks.world:
             return sequence_logprob(self._model, bases, advance, context=context)
         self._send(len(letters), len(context))
         ids_T = token_ids(self._model, letters)
         dist.broadcast(ids_T, 0)
-        found = self._logprob(ids_T, len(context))
+        logprob = self._logprob(ids_T, len(context))
         advance(len(letters))
-        return found
+        return logprob
 
-    def help(self) -> None:
-        """Help with every `total`, until the first rank calls `release`."""
+    def work(self) -> None:
+        """Take part in every `logprob`, until rank 0 calls `stop`; called on all other ranks."""
         while (lengths := self._receive())[0] != _END:
             ids_T = torch.empty(lengths[0], dtype=torch.int64, device=self._ranks.device)
             dist.broadcast(ids_T, 0)
             self._logprob(ids_T, lengths[1])
 
-    def release(self) -> None:
-        """End `help` on the other ranks."""
+    def stop(self) -> None:
+        """End `work` on the other ranks."""
         self._send(_END, 0)
 
     def _send(self, length: int, context: int) -> None:
@@ -73,7 +73,7 @@ class SharedScorer:
 
     @torch.inference_mode()
     def _logprob(self, ids_T: Tensor, context: int) -> float:
-        """The sum over all tokens but the first and the `context` at the beginning."""
+        """The sum over all tokens except the first and those of the context."""
         start, end = self._shared.expect(len(ids_T))
         try:
             logits_LV = self._model(ids_T[None, start:end])[0]
@@ -81,5 +81,5 @@ class SharedScorer:
             self._shared.dissolve()
         targets_L = ids_T[start + 1 : end + 1]
         logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
-        own = token_logprobs(logprobs_LV, targets_L)[max(context - start - 1, 0) :].sum()
-        return float(self._ranks.sum(own).item())
+        of_rank = token_logprobs(logprobs_LV, targets_L)[max(context - start - 1, 0) :].sum()
+        return float(self._ranks.sum(of_rank).item())

@@ -1,4 +1,4 @@
-"""`--dry-run`: how many bases a run would compute, and how long that would take."""
+"""`--dry-run`: number of bases that a run would compute, and an estimate of its time."""
 
 import time
 from collections import Counter
@@ -21,9 +21,13 @@ from stripedhyena2.scoring import ScoringState
 
 
 def estimate_cost(options: VariantOptions, read: Read) -> None:
-    """Print to stderr how many bases a run would compute, and how long that would take.
+    """Print to stderr the number of bases that a run would compute, and an estimate of its time.
 
-    Every window is cut, but only one is computed, to measure the speed.
+    All windows are cut, but only one is computed, to measure the speed.
+
+    Args:
+        options: Options of the command.
+        read: Opens its variants.
 
     Raises:
         UserError: As `score_to_output`.
@@ -50,9 +54,9 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             bar.advance()
     bases = (bytes(sorted(ACGT)) * scorer.window)[: scorer.window]
     seconds = 0.0
-    for _ in range(2):  # the first window warms up
+    for _ in range(2):  # the first is a warm-up
         started = time.perf_counter()
-        ScoringState.start(model).extend(bases)  # ends with a number, so a GPU is done as well
+        ScoringState.start(model).extend(bases)  # returns numbers, so it waits for a GPU
         seconds = time.perf_counter() - started
     rate = len(devices) * scorer.window / seconds
     num_scored = sum(count for status, count in counts.items() if is_scored(status))

@@ -1,4 +1,4 @@
-"""Features of alleles for other programs: `evo2 score --features`.
+"""`evo2 score --features`: columns for other programs, such as embeddings of alleles.
 
 D channels of a layer.
 """
@@ -19,13 +19,13 @@ from stripedhyena2.pooling import pool_positions
 
 @dataclass(frozen=True)
 class Features:
-    """Computes the features that were asked for.
+    """Computes features of alleles.
 
     Attributes:
         model: The model.
-        wanted: Which features.
-        widths: The layer of the embedding and its number of channels.
-        center: Positions around the variant that are pooled; None for the whole window.
+        wanted: The features to compute.
+        widths: The layer of the embedding, and its number of channels.
+        center: Number of positions around the variant to pool; None for the whole window.
     """
 
     model: StripedHyena2
@@ -35,21 +35,21 @@ class Features:
 
     @property
     def names(self) -> list[str]:
-        """The columns, in their order."""
+        """Names of the columns, in order."""
         names: list[str] = [feature for feature in self.wanted if feature is not Feature.EMBEDDING]
         if Feature.EMBEDDING in self.wanted:
             [width] = self.widths.values()
             names += [f"{Feature.EMBEDDING}_{channel}" for channel in range(width)]
         return names
 
-    def of(self, row: Row, pairs: Mapping[Strand, WindowPair], sign: int, name: str) -> Row:
+    def compute(self, row: Row, pairs: Mapping[Strand, WindowPair], sign: int, name: str) -> Row:
         """The features of an allele.
 
         Args:
             row: Its other values.
             pairs: Its windows for each strand.
-            sign: -1 if REF and ALT of the windows are exchanged.
-            name: What messages call it.
+            sign: -1 if REF and ALT of the windows are swapped, else 1.
+            name: Name of the allele in messages.
 
         Raises:
             NonFiniteError: A vector is NaN or infinite.
@@ -69,7 +69,7 @@ class Features:
         return dict(zip(self.names, [*numbers, *values], strict=True))
 
     def _pooled(self, window: Window, strand: Strand, name: str) -> Tensor:
-        """The mean [D] of the vectors of a window, or of its `center`, in fp64."""
+        """The mean [D] of the vectors of a window, or of its center, in fp64."""
         bases, span = window.sequence, (0, len(window.sequence))
         if self.center is not None:
             first = len(window.before) + (len(window.allele) - self.center) // 2
@@ -82,7 +82,7 @@ class Features:
 
 
 def make_features(options: FeatureOptions, model: StripedHyena2) -> Features | None:
-    """What computes the features; None if none were asked for.
+    """Create the `Features` of the options; None without `--features`.
 
     Raises:
         InputError: The model does not have the layer.

@@ -1,4 +1,4 @@
-"""What `evo2 score` reads as variants: VCF, BCF, a table, or arguments; and its filters."""
+"""Input of `evo2 score`: variants from a VCF, BCF, table or the command line, and filters."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +11,14 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError, counted
 from evo2cli.files import size_and_time
-from evo2cli.genome.builds import disagreement
+from evo2cli.genome.builds import length_mismatch
 from evo2cli.genome.fasta import require_fasta
 from evo2cli.genome.formats import Wanted
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, exists, is_bgzip
-from evo2cli.genome.variant_index import belongs, find_index
-from evo2cli.genome.variant_names import is_variant_name, read_variant_name
+from evo2cli.genome.variant_index import find_index, index_matches
+from evo2cli.genome.variant_names import NOTATIONS, is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
     Header,
@@ -36,15 +36,15 @@ EMPTY_HEADER = Header(
 
 @dataclass(frozen=True)
 class Variants:
-    """Variants that are being read.
+    """An open source of variants.
 
     Attributes:
-        records: The records, as they come.
-        header: Header of the VCF; for other inputs, of a VCF without records.
+        records: Yields the records.
+        header: Header of the VCF; for other inputs a minimal one.
         is_vcf: Whether the records come from a VCF or BCF.
         is_table: Whether they come from a table.
-        others: Further columns of a table, which are copied to tables, and the types of their
-            cells.
+        others: Further columns of a table, which are passed through to output tables, and the types
+            of their cells.
         has_sequences: Whether records have their two sequences, so that they need no genome.
     """
 
@@ -56,15 +56,15 @@ class Variants:
     has_sequences: bool = False
 
 
-# Starts to read all variants of a command, whatever the shard; stdin allows one call only.
+# Opens the variants of a command, of all shards; stdin can be opened only once.
 Read = Callable[[], Variants]
 
 
 def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments if they are variants; none if they name a file.
+    """The arguments if they are variants; empty if they name a file.
 
     Raises:
-        UserError: There are several arguments, and the first is a file.
+        UserError: There are several arguments, and one is not a variant.
     """
     path = Path(inputs[0])
     if path == STDIN or exists(path):
@@ -73,11 +73,16 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
                 f"{inputs[1]}: {path} is a file, and only one file can be scored at a time"
             )
         return ()
-    return inputs if len(inputs) > 1 or is_variant_name(inputs[0]) else ()
+    if len(inputs) == 1:
+        return inputs if is_variant_name(inputs[0]) else ()
+    for text in inputs:
+        if not is_variant_name(text):
+            raise UserError(f"{text}: neither a file nor a variant; {NOTATIONS}")
+    return inputs
 
 
 def holds_variants(inputs: tuple[str, ...]) -> bool:
-    """Whether the input is variants, rather than the sequences of a FASTA.
+    """Whether the input is variants; otherwise it is a FASTA of sequences.
 
     Raises:
         UserError: The input is neither, or cannot be read.
@@ -92,16 +97,16 @@ def holds_variants(inputs: tuple[str, ...]) -> bool:
 def open_variants(
     inputs: tuple[str, ...], shift: int = 0, genome: Callable[[], Reference] | None = None
 ) -> Variants:
-    """Start to read variants: those written out, or those of a file.
+    """Open variants: those named on the command line, or those of a file.
 
     Args:
-        inputs: Variants, or one file.
-        shift: What to add to every position of a table.
-        genome: Opens the genome, which has the bases that names of variants may leave out.
+        inputs: Names of variants, or one file.
+        shift: Number to add to every position of a table.
+        genome: Opens the genome, for the bases that HGVS leaves out.
 
     Raises:
-        UserError: Here or while records are read: the input is not valid; or it is not a table,
-            but `shift` is given.
+        UserError: Here or while records are read: the input is not valid, or `shift` is given but
+            the input is not a table.
     """
     names = named_variants(inputs)
     path = Path(inputs[0])
@@ -123,7 +128,7 @@ def open_variants(
 
 
 def read_variants(options: ScoreOptions) -> Variants:
-    """Start to read the variants that pass the filters.
+    """Open the variants, with the filters applied.
 
     Raises:
         UserError: As `open_variants`; or a filter needs a VCF.
@@ -137,60 +142,60 @@ def read_variants(options: ScoreOptions) -> Variants:
         for flag in ("--min-qual", "--pass-only"):
             if flag in options.filters:
                 raise UserError(f"{flag} is for VCF, but {options.source} has no QUAL and FILTER")
-    chosen: Iterator[VariantRecord] = (record for record in variants.records if record.alternates)
-    for is_chosen in _conditions(options):
-        chosen = filter(is_chosen, chosen)
-    return replace(variants, records=islice(chosen, options.limit))
+    records: Iterator[VariantRecord] = (record for record in variants.records if record.alternates)
+    for condition in _conditions(options):
+        records = filter(condition, records)
+    return replace(variants, records=islice(records, options.limit))
 
 
 def _open_by_index(options: ScoreOptions) -> Variants | None:
-    """A VCF or BCF read by its index, if only regions are asked for and the index belongs to it."""
+    """Open a VCF or BCF with its index; None if there are no regions or no matching index."""
     index = _find_index(options)
-    if index is None or _misfit(index, options.source) or options.shift:
+    if index is None or _index_problem(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
         intervals = read_bed(options.bed)
-    else:  # with both, the BED file is a filter of what is read
+    else:  # with both, the BED file filters the records of the regions
         intervals = read_regions(options.regions)
     vcf = read_vcf_by_index(options.source, index, Regions(intervals, options.names))
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
 
 def _find_index(options: ScoreOptions) -> Path | None:
-    """The index by which only a part of the file need be read."""
-    asks_for_part = options.regions or options.bed
-    if not asks_for_part or named_variants(options.inputs) or options.is_stdin:
+    """The index with which only the regions of the file need be read, if there is one."""
+    has_regions = options.regions or options.bed
+    if not has_regions or named_variants(options.inputs) or options.is_stdin:
         return None
     if not is_bgzip(options.source) or is_table(options.source):
         return None
     return find_index(options.source)
 
 
-def _misfit(index: Path, path: Path) -> str:
-    """Why a file is not read by its index; "" if it is."""
+def _index_problem(index: Path, path: Path) -> str:
+    """Why an index cannot be used; "" if it can."""
     if index.stat().st_mtime < path.stat().st_mtime:
         return f"is older than {path.name}"
-    stamps = size_and_time(index), size_and_time(path)
-    return "" if _belongs(index, path, stamps) else f"is damaged, or not the index of {path.name}"
+    versions = size_and_time(index), size_and_time(path)
+    return "" if _matches(index, path, versions) else f"is damaged, or not the index of {path.name}"
 
 
 @lru_cache(maxsize=1)
-def _belongs(index: Path, path: Path, _stamps: object) -> bool:
-    """As `belongs`; a command asks several times, and to check a large index takes a second."""
-    return belongs(index, path)
+def _matches(index: Path, path: Path, _versions: object) -> bool:
+    """As `index_matches`, which takes a second for a large index and is called several times."""
+    return index_matches(index, path)
 
 
-def warn_of_misfit(options: ScoreOptions) -> None:
-    """Warn that a file is read whole because its index is not current."""
-    if (index := _find_index(options)) and (trouble := _misfit(index, options.source)):
+def warn_of_unused_index(options: ScoreOptions) -> None:
+    """Warn if a file is read whole although it has an index, because the index does not match."""
+    if (index := _find_index(options)) and (problem := _index_problem(index, options.source)):
         console.warn(
-            f"{index}: {trouble}, which is read without it; make it again, e.g. with "
+            f"{index}: {problem}, which is read without it; make it again, e.g. with "
             "`bcftools index -f`"
         )
 
 
 def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], bool]]:
-    """All conditions on a record, the cheapest first."""
+    """The conditions of the filters, the cheapest first."""
 
     def overlaps(regions: Regions, record: VariantRecord) -> bool:
         return regions.overlap(record.contig, record.start, record.end)
@@ -215,10 +220,9 @@ def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], boo
 
 
 def count_shard(options: VariantOptions, read: Read) -> range | None:
-    """The indices of the records of the shard, counted by reading all variants once.
+    """The indices of the records of the shard; None for stdin, which can be read only once.
 
-    Reading a file once more is fast, and an invalid record is found before hours of work. None
-    stands for stdin, which can be read only once.
+    All variants are read for it. That is fast, and an invalid record is found before hours of work.
 
     Raises:
         UserError: A record is invalid.
@@ -229,40 +233,40 @@ def count_shard(options: VariantOptions, read: Read) -> range | None:
     index, count = options.part
     shard = range(total * index // count, total * (index + 1) // count)
     if options.filters:
-        chosen = counted(len(shard), "record is", "records are")
-        message = f"{chosen} chosen by {', '.join(options.filters)}"
+        count_text = counted(len(shard), "record is", "records are")
+        message = f"{count_text} chosen by {', '.join(options.filters)}"
         (console.say if shard else console.warn)(message)
     return shard
 
 
 def input_digest(read: Read) -> str:
-    """Number and checksum of all records, which the shards of one input have in common.
+    """Number and checksum of all records, the same for all shards of an input.
 
     Raises:
         UserError: A record is invalid.
     """
     count = checksum = 0
-    for count, record in enumerate(read().records, start=1):  # noqa: B007 - the last is the number
+    for count, record in enumerate(read().records, start=1):  # noqa: B007 - used after the loop
         checksum = zlib.crc32(f"{record}\n".encode(), checksum)
     return f"{count} records, checksum {checksum:08x}"
 
 
 def check_contigs(header: Header, genome: Reference) -> None:
-    """Warn if the header of a VCF and the reference disagree about the length of a contig."""
+    """Warn if a contig has another length in the header of a VCF than in the reference."""
     lengths = {}
     for name, length in header.contig_lengths().items():
-        known = genome.find(name)
-        if known is not None:
-            lengths[known] = length
-    if trouble := disagreement(lengths, {name: genome.length(name) for name in lengths}):
-        console.warn(trouble)
+        contig = genome.find(name)
+        if contig is not None:
+            lengths[contig] = length
+    if message := length_mismatch(lengths, {name: genome.length(name) for name in lengths}):
+        console.warn(message)
 
 
 def check_regions(options: ScoreOptions, genome: Reference) -> None:
-    """Refuse regions of contigs that the reference does not have.
+    """Check that the reference has the contigs of the regions.
 
     Raises:
-        UserError: There is one in `--regions`, or the BED file has no others.
+        UserError: It lacks a contig of `--regions`, or all contigs of the BED file.
     """
     for text in options.regions:
         genome.region(text)

@@ -20,7 +20,7 @@ class Windows(StrEnum):
     """Where the windows around a variant begin.
 
     CENTRED: W // 2 bases before the variant, as published. ANCHORED: at the last multiple of W // 4
-    that leaves at least W // 2 bases before it, so that neighbouring variants share windows.
+    with at least W // 2 bases before the variant, so that neighbouring variants share windows.
     """
 
     CENTRED = "centred"
@@ -28,10 +28,10 @@ class Windows(StrEnum):
 
 
 class IndelMode(StrEnum):
-    """What an insertion or a deletion does to the window with the alternate allele.
+    """How the window with an insertion or a deletion ends.
 
-    FIXED: it is as long as the window with the reference allele, because its right border moves.
-    ANCHORED: both end at the same base of the genome, so that it is longer or shorter.
+    FIXED: it has the length of the window with the reference allele, so its right border moves.
+    ANCHORED: both end at the same base of the genome, so their lengths differ.
     """
 
     FIXED = "fixed"
@@ -39,10 +39,10 @@ class IndelMode(StrEnum):
 
 
 class OnRefMismatch(StrEnum):
-    """What happens to an allele whose REF is not what the genome has at its position.
+    """What to do with an allele whose REF differs from the genome.
 
-    SKIP: it has no score. ERROR: the run ends. SWAP: if ALT is what the genome has, REF and ALT
-    change roles, and the allele is scored.
+    SKIP: it has no score. ERROR: the run ends. SWAP: if ALT is the allele of the genome, REF and
+    ALT are swapped, and the allele is scored.
     """
 
     SKIP = "skip"
@@ -51,11 +51,11 @@ class OnRefMismatch(StrEnum):
 
 
 class Quantity(StrEnum):
-    """Which log-likelihoods of the windows of an allele are written, in nats.
+    """Which scores of an allele are written, in nats.
 
-    DELTA: log P(window with ALT) - log P(window with REF), of each strand too if both are read.
-    REF, ALT: log P of one window. ALL: all of these. NEXT_BASE: log P(ALT) - log P(REF) of the one
-    base, given the bases before it, in the place of DELTA.
+    DELTA: log P(window with ALT) - log P(window with REF), also for each strand if both are read.
+    REF, ALT: log P of one window. ALL: all of these. NEXT_BASE: log P(ALT) - log P(REF) of the
+    variant base alone, given the bases before it, in place of DELTA.
     """
 
     DELTA = "delta"
@@ -66,10 +66,10 @@ class Quantity(StrEnum):
 
 
 class Feature(StrEnum):
-    """A feature of an allele for other programs; its value is the name of its column.
+    """A feature of an allele; its value is the name of its column.
 
-    LLR: EVO2_DELTA. ABSLLR: its absolute value. EMBEDDING: the mean of the vectors of the window
-    with ALT minus that of the window with REF, a column for each channel.
+    LLR: EVO2_DELTA. ABSLLR: its absolute value. EMBEDDING: the mean vector of the window with ALT
+    minus that of the window with REF, one column per channel.
     """
 
     LLR = "llr"
@@ -92,13 +92,13 @@ class Layout(StrEnum):
         return self in (Layout.VCF, Layout.TSV)
 
 
-VARIANT_LAYOUTS = (Layout.VCF, Layout.BCF, Layout.PARQUET)  # for variants, in addition to tables
-_COMPRESSED_LAYOUTS = (Layout.BCF, Layout.PARQUET)  # no .gz
+VARIANT_LAYOUTS = (Layout.VCF, Layout.BCF, Layout.PARQUET)  # of variants, besides TSV and JSONL
+_COMPRESSED_LAYOUTS = (Layout.BCF, Layout.PARQUET)  # without .gz
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrandOptions(Options, panel="Windows"):
-    """Which strands are read."""
+    """The strands to read."""
 
     strand: Annotated[
         Strand | None,
@@ -111,7 +111,7 @@ class StrandOptions(Options, panel="Windows"):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowOptions(Options, panel="Windows"):
-    """Which windows of the genome an allele is scored by."""
+    """The windows around an allele."""
 
     window: Annotated[
         int | None,
@@ -168,7 +168,7 @@ class WindowOptions(Options, panel="Windows"):
 
 @dataclass(frozen=True, kw_only=True)
 class DefinitionOptions(Options, panel="Output"):
-    """What the score of an allele is."""
+    """The definition of a score."""
 
     score: Annotated[
         Quantity,
@@ -183,7 +183,7 @@ class DefinitionOptions(Options, panel="Output"):
 
 @dataclass(frozen=True, kw_only=True)
 class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
-    """All that decides the score of an allele, given a genome and a model.
+    """Everything that the score of an allele depends on, besides the genome and the model.
 
     Raises:
         UserError: Options contradict each other.
@@ -199,18 +199,18 @@ class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
 
     @property
     def is_next_base(self) -> bool:
-        """Whether the predictions of the base alone are compared, not whole windows."""
+        """Whether the predictions of the variant base are compared, not whole windows."""
         return self.score is Quantity.NEXT_BASE
 
     @property
     def variant_strand(self) -> Strand:
-        """The strand that is read of windows."""
+        """The strand to read of windows."""
         return self.strand or Strand.BOTH
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantityOptions(DefinitionOptions, panel="Output"):
-    """What is written about an allele.
+    """Scores, and what is derived from EVO2_DELTA.
 
     Raises:
         UserError: An option needs EVO2_DELTA, which is not written.
@@ -254,7 +254,7 @@ class FeatureOptions(Options, panel="Output"):
     """Features of each allele for other programs.
 
     Raises:
-        UserError: A feature or a pooling is not known, or an option needs a feature.
+        UserError: A feature or a pooling is unknown, or an option needs a feature.
     """
 
     features: Annotated[
@@ -293,10 +293,10 @@ class FeatureOptions(Options, panel="Output"):
 
     @property
     def wanted_features(self) -> list[Feature]:
-        """The features, each once.
+        """The features to compute, without duplicates.
 
         Raises:
-            UserError: One is not known.
+            UserError: A feature is unknown.
         """
         words = dict.fromkeys(self.features.split(",") if self.features else [])
         try:
@@ -309,10 +309,10 @@ class FeatureOptions(Options, panel="Output"):
 
     @property
     def center(self) -> int | None:
-        """Number of positions around the variant that are pooled; None for the whole window.
+        """Number of positions around the variant to pool; None for the whole window.
 
         Raises:
-            UserError: `pool` is neither.
+            UserError: `pool` is neither whole nor center:W.
         """
         if self.pool == "whole":
             return None
@@ -324,7 +324,7 @@ class FeatureOptions(Options, panel="Output"):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options, panel="Output"):
-    """Where and how results are written."""
+    """The output."""
 
     output: Annotated[
         Path | None,
@@ -349,29 +349,28 @@ class OutputOptions(Options, panel="Output"):
     ] = 1.0
 
     def layout(self, default: Layout, more: tuple[Layout, ...] = ()) -> Layout:
-        """The format of the output, `default` unless an option says otherwise.
+        """The format of the output, from `--output` and `--json`.
 
         Args:
-            default: Format of stdout.
-            more: Formats that are possible in addition to `default` and tables.
+            default: Format for stdout.
+            more: Formats that are allowed besides `default`, TSV and JSON lines.
 
         Raises:
-            UserError: The suffix is not one of these, or contradicts `--json`.
+            UserError: The suffix is none of these, or contradicts `--json`.
         """
         if self.output is None:
             return Layout.JSONL if self.json else default
         allowed = [Layout.JSONL] if self.json else [default, *more, Layout.TSV, Layout.JSONL]
         packed = {f"{layout}.gz": layout for layout in allowed if layout not in _COMPRESSED_LAYOUTS}
-        known = {**{str(layout): layout for layout in allowed}, **packed}
+        by_suffix = {**{str(layout): layout for layout in allowed}, **packed}
         suffix = "".join(self.output.suffixes[-2:])
-        found = known.get(suffix, known.get(self.output.suffix))
-        if found is None:
-            wanted = ", ".join(dict.fromkeys(allowed))
+        layout = by_suffix.get(suffix, by_suffix.get(self.output.suffix))
+        if layout is None:
             raise UserError(
-                f"--output {self.output}: needs one of the suffixes {wanted}; text formats may "
-                "also end in .gz"
+                f"--output {self.output}: needs one of the suffixes "
+                f"{', '.join(dict.fromkeys(allowed))}; text formats may also end in .gz"
             )
-        return found
+        return layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +399,7 @@ class GenomeOptions(Options, panel="Input"):
 
     @property
     def names(self) -> ContigNames:
-        """Tells which names mean the same contig.
+        """Synonyms of contig names.
 
         Raises:
             UserError: The file cannot be read.
@@ -410,7 +409,7 @@ class GenomeOptions(Options, panel="Input"):
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(Options, panel="Input"):
-    """How a table of variants is read."""
+    """Tables of variants."""
 
     shift: Annotated[
         int,
@@ -422,7 +421,7 @@ class TableOptions(Options, panel="Input"):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions(Options, panel="Run"):
-    """Which share of the variants is scored.
+    """Sharding and dry runs.
 
     Raises:
         UserError: `shard` is not I/N.
@@ -453,7 +452,7 @@ class ShardOptions(Options, panel="Run"):
 
     @property
     def part(self) -> tuple[int, int]:
-        """The 0-based index of the part that is scored, and the number of parts."""
+        """The 0-based index of the shard, and the number of shards."""
         if self.shard is None:
             return 0, 1
         index, count = map(int, self.shard.split("/"))
@@ -462,7 +461,7 @@ class ShardOptions(Options, panel="Run"):
 
 @dataclass(frozen=True, kw_only=True)
 class FilterOptions(RegionOptions, panel="Input"):
-    """Which records of the input are scored; the others are not in the output.
+    """Filters of records; the others are not in the output.
 
     Raises:
         UserError: `min_qual` is not a finite number.
@@ -488,7 +487,7 @@ class FilterOptions(RegionOptions, panel="Input"):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceOptions(TagOptions, panel="Run"):
-    """How the sequences of a FASTA are computed.
+    """Computation of the sequences of a FASTA.
 
     Raises:
         UserError: `max_memory` is not a size.
@@ -531,16 +530,16 @@ class VariantOptions(
     AlleleOptions,
     GenomeOptions,
 ):
-    """What `evo2 score` and `evo2 saturate` need for scoring variants."""
+    """Options of variants that `evo2 score` and `evo2 saturate` share."""
 
     @property
     def command(self) -> str:
-        """How the header of the output names the command."""
+        """The command in the header of the output."""
         return "evo2 score"
 
     @property
     def source(self) -> Path:
-        """What messages call the input."""
+        """The input, for messages."""
         raise NotImplementedError
 
     @property
@@ -550,11 +549,11 @@ class VariantOptions(
 
     @property
     def filters(self) -> dict[str, str]:
-        """The flags that choose among variants, and their values; "" for a flag without one."""
+        """The flags that filter variants, and their values; "" for a flag without one."""
         return {}
 
 
-# Options of `evo2 score` that have no meaning for the sequences of a FASTA, or only for these.
+# Options of `evo2 score` that apply only to variants, or only to the sequences of a FASTA.
 FOR_VARIANTS = (
     FilterOptions,
     GenomeOptions,
@@ -608,7 +607,7 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
 
     @property
     def source(self) -> Path:
-        """The file, or the first of the variants."""
+        """The file, or the first named variant."""
         return Path(self.inputs[0])
 
     @property
@@ -618,12 +617,12 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
 
     @property
     def sequence_strand(self) -> Strand:
-        """The strand that is read of a FASTA."""
+        """The strand to read of a FASTA."""
         return self.strand or Strand.FORWARD
 
     @property
     def filters(self) -> dict[str, str]:
-        """The flags that choose among variants, and their values; "" for a flag without one."""
+        """The flags that filter variants, and their values; "" for a flag without one."""
         values: dict[str, object] = {
             "regions": " ".join(self.regions) or None,
             "bed": self.bed and self.bed.name,

@@ -15,7 +15,7 @@ from evo2cli.score.options import Layout, Quantity, VariantOptions
 from evo2cli.tables import Row, cell, json_line, table_line
 
 PERCENTILE = "EVO2_PCT"  # only with a background
-NUM_OTHER = "EVO2_NONACGT"  # left out of a VCF record whose windows hold only ACGT
+NON_ACGT = "EVO2_NONACGT"  # omitted from a VCF record whose windows hold only ACGT
 
 # INFO fields with one value for each allele: type and description.
 FIELDS = {
@@ -39,16 +39,16 @@ FIELDS = {
         "".join(f"{s}: {s.meaning}; " if s.meaning else f"{s}; " for s in Status if s.is_scored)
         + "any other word says why there is no score",
     ),
-    NUM_OTHER: (
+    NON_ACGT: (
         "Integer",
         "Number of letters other than ACGT in the window that has more of them; no field: none",
     ),
 }
-# Header lines of a shard alone, from which `evo2 merge` knows the order of the parts, I/N, and that
-# they are parts of the same input.
+# Header lines of shards only, for `evo2 merge`: the number of the part, I/N, and a digest of the
+# input.
 SHARD = "##evo2Shard="
 SHARDED_INPUT = "##evo2Input="
-MARKS = "evo2"  # key of these lines in the first of JSON lines
+SHARD_KEY = "evo2"  # key of these lines in the first line of JSON lines
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
 QUANTITIES = {
     Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
@@ -61,43 +61,43 @@ WINDOW_COLUMNS = ("window_start", "window_end", "alt_window_start", "alt_window_
 _VARIANT_COLUMNS = {"chrom": str, "pos": int, "id": str, "ref": str, "alt": str}
 _TYPES = {"Float": float, "Integer": int, "String": str}
 
-Put = Callable[[VariantRecord, Sequence[Row]], None]
+WriteRecord = Callable[[VariantRecord, Sequence[Row]], None]
 
 
 @contextmanager
 def open_variant_output(
     path: Path | None, writer: "VariantWriter", header: Header, provenance: Sequence[str]
-) -> Iterator[Put]:
+) -> Iterator[WriteRecord]:
     """Yield a function that writes a record with its rows to `path`, or to stdout if it is None.
 
-    The file appears under its name when everything is written, with an index if its format has one
-    and the records are sorted.
+    The file is written atomically. It gets an index if its format has one and the records are
+    sorted.
 
     Raises:
         UserError: The file cannot be written.
     """
-    order = _Order()
+    order = _OrderCheck()
     layout = writer.layout
     if layout is Layout.PARQUET and path is not None:
-        with open_parquet(path, writer.columns) as put_rows:
-            yield lambda record, rows: put_rows(writer.rows(record, rows))
+        with open_parquet(path, writer.columns) as write_rows:
+            yield lambda record, rows: write_rows(writer.rows(record, rows))
         return
     open_text = open_output if path is None or layout is not Layout.BCF else _open_bcf
     with open_text(path) as write:
-        write(writer.opening(header, provenance))
+        write(writer.header(header, provenance))
 
-        def put(record: VariantRecord, rows: Sequence[Row]) -> None:
+        def write_record(record: VariantRecord, rows: Sequence[Row]) -> None:
             write(writer.lines(record, rows))
-            order.note(record)
+            order.add(record)
 
-        yield put
+        yield write_record
     if path is not None and (layout is Layout.BCF or (path.suffix == ".gz" and layout.has_index)):
-        index_output(path, layout, order.fault)
+        index_output(path, layout, order.problem)
 
 
 @contextmanager
 def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """As `open_output`, through a temporary text file beside the output."""
+    """As `open_output`, via a temporary text file beside the output."""
     assert path is not None
     with atomic_path(path) as part:
         text = part.with_name(f"{part.name}.gz")
@@ -109,17 +109,20 @@ def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
             text.unlink(missing_ok=True)
 
 
-def index_output(path: Path, layout: Layout, fault: str = "") -> None:
-    """Write an index beside `path`, or warn why not; `fault` is a reason that is already known.
+def index_output(path: Path, layout: Layout, problem: str = "") -> None:
+    """Write an index beside an output, or warn why not; devices and pipes get none.
 
-    A device or a pipe has none.
+    Args:
+        path: The output.
+        layout: Its format.
+        problem: Why it cannot be indexed, if that is known.
     """
     if is_stream(path):
         return
     for suffix in (".tbi", ".csi"):  # of an earlier output
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    if fault:
-        console.warn(f"{path}: no index: {fault}; sort a VCF with `bcftools sort`")
+    if problem:
+        console.warn(f"{path}: no index: {problem}; sort a VCF with `bcftools sort`")
         return
     try:
         (index_table if layout is Layout.TSV else index_variants)(path)
@@ -127,28 +130,28 @@ def index_output(path: Path, layout: Layout, fault: str = "") -> None:
         console.warn(f"{error}; the file itself is complete")
 
 
-class _Order:
+class _OrderCheck:
     """Checks that records are sorted by contig and position.
 
     Attributes:
-        fault: The first violation; "" if there is none.
+        problem: The first violation; "" if there is none.
     """
 
     def __init__(self) -> None:
-        self.fault = ""
-        self._done: set[str] = set()
+        self.problem = ""
+        self._finished: set[str] = set()
         self._contig, self._start = "", -1
 
-    def note(self, record: VariantRecord) -> None:
+    def add(self, record: VariantRecord) -> None:
         """Check the next record."""
-        if self.fault or not record.alternates:
+        if self.problem or not record.alternates:
             return
         if record.contig != self._contig:
-            self._done.add(self._contig)
-            if record.contig in self._done:
-                self.fault = f"{record.contig} comes twice, with other contigs in between"
+            self._finished.add(self._contig)
+            if record.contig in self._finished:
+                self.problem = f"{record.contig} comes twice, with other contigs in between"
         elif record.start < self._start:
-            self.fault = (
+            self.problem = (
                 f"{record.contig}:{record.start + 1} comes after {self._contig}:{self._start + 1}"
             )
         self._contig, self._start = record.contig, record.start
@@ -159,10 +162,11 @@ class VariantWriter:
 
     Args:
         layout: Format of the output.
-        fields: INFO fields to write, and features, which are numbers.
+        fields: INFO fields to write, then features, which are numbers.
         others: Further columns of the input table, and the types of their cells.
 
     Attributes:
+        layout: The format.
         columns: Columns of an output table, and the types of their cells.
 
     Raises:
@@ -173,21 +177,26 @@ class VariantWriter:
         self, layout: Layout, fields: Sequence[str], others: Mapping[str, type] | None = None
     ) -> None:
         self.layout, self._fields, self._others = layout, fields, dict(others or {})
-        own = {
+        columns = {
             **_VARIANT_COLUMNS,
             **{name: _TYPES[FIELDS[name][0]] if name in FIELDS else float for name in fields},
             **dict.fromkeys(WINDOW_COLUMNS, int),
         }
         for name in self._others:
-            if name in own or name.startswith(OUR_PREFIX.decode()):
+            if name in columns or name.startswith(OUR_PREFIX.decode()):
                 raise UserError(
                     f"column {name!r} has the name of an output column: rename it, or score the "
                     "original table if this one was scored before"
                 )
-        self.columns: dict[str, type] = {**own, **self._others}
+        self.columns: dict[str, type] = {**columns, **self._others}
 
-    def opening(self, header: Header, provenance: Sequence[str]) -> bytes:
-        """The header of the output; of tables and JSON lines, only shards have `provenance`."""
+    def header(self, header: Header, provenance: Sequence[str]) -> bytes:
+        """The header of the output.
+
+        Args:
+            header: Header of the input.
+            provenance: Header lines to add; tables and JSON lines have them only in shards.
+        """
         if self.layout in (Layout.VCF, Layout.BCF):
             info = [
                 f'##INFO=<ID={field},Number=A,Type={kind},Description="{meaning}">'
@@ -195,37 +204,38 @@ class VariantWriter:
                 if field in self._fields
             ]
             return header.with_lines([*provenance, *info])
-        marks = provenance if any(line.startswith(SHARD) for line in provenance) else ()
+        is_shard = any(line.startswith(SHARD) for line in provenance)
+        comments = provenance if is_shard else ()
         if self.layout is Layout.TSV:
             keys = ("#CHROM", "POS", "ID", "REF", "ALT")
             columns = (*keys, *self._fields, *WINDOW_COLUMNS, *self._others)
-            return b"".join(table_line([line]) for line in marks) + table_line(columns)
-        return json_line({MARKS: list(marks)}) if marks else b""
+            return b"".join(table_line([line]) for line in comments) + table_line(columns)
+        return json_line({SHARD_KEY: list(comments)}) if comments else b""
 
     def lines(self, record: VariantRecord, rows: Sequence[Row]) -> bytes:
-        """The line of the record with our INFO appended, or one line for each of its alleles."""
+        """The line of a record with our INFO fields, or for tables one line per allele."""
         if self.layout in (Layout.VCF, Layout.BCF):
             if not rows:  # a blank line, which BCF cannot hold
                 return record.line if self.layout is Layout.VCF else b""
             values = {
                 field: ",".join(cell(row[field]) for row in rows)
                 for field in self._fields
-                if field != NUM_OTHER or any(row[field] for row in rows)
+                if field != NON_ACGT or any(row[field] for row in rows)
             }
             return record.with_info(";".join(f"{f}={text}" for f, text in values.items()))
-        whole = self.rows(record, rows)
+        full_rows = self.rows(record, rows)
         if self.layout is Layout.JSONL:
-            return b"".join(map(json_line, whole))
-        return b"".join(table_line(self._cells(row)) for row in whole)
+            return b"".join(map(json_line, full_rows))
+        return b"".join(table_line(self._cells(row)) for row in full_rows)
 
     def rows(self, record: VariantRecord, rows: Sequence[Row]) -> list[Row]:
-        """One row of `columns` for each allele."""
+        """One row per allele, with all `columns`."""
         fields = (*self._fields, *WINDOW_COLUMNS)
         others = dict(zip(self._others, record.others, strict=True))
         return [{**row, **others} for row in allele_rows(record, rows, fields)]
 
     def _cells(self, row: Row) -> Iterator[object]:
-        """The cells of a TSV; numbers of the input table keep their digits."""
+        """The cells of a TSV; cells of the input table keep their text."""
         for name, value in row.items():
             if name in self._others and value is not None:
                 yield " ".join(str(value).splitlines()).replace("\t", " ")
@@ -234,7 +244,7 @@ class VariantWriter:
 
 
 def allele_rows(record: VariantRecord, rows: Sequence[Row], fields: Sequence[str]) -> Iterator[Row]:
-    """One row for each allele: chrom, pos (1-based), id, ref and alt, then `fields` of `rows`."""
+    """One row per allele: chrom, pos (1-based), id, ref and alt, then `fields` of `rows`."""
     for alternate, row in zip(record.alternates, rows, strict=True):
         yield {
             "chrom": record.contig,
@@ -247,10 +257,10 @@ def allele_rows(record: VariantRecord, rows: Sequence[Row], fields: Sequence[str
 
 
 def written_fields(options: VariantOptions) -> list[str]:
-    """The INFO fields that are written, in their order."""
-    wanted = {*QUANTITIES[options.score], "EVO2_STATUS", NUM_OTHER}
+    """The INFO fields to write, in order."""
+    fields = {*QUANTITIES[options.score], "EVO2_STATUS", NON_ACGT}
     if options.background is not None:
-        wanted.add(PERCENTILE)
+        fields.add(PERCENTILE)
     if options.variant_strand is not Strand.BOTH:
-        wanted.difference_update(STRAND_FIELDS.values())
-    return [field for field in FIELDS if field in wanted]
+        fields.difference_update(STRAND_FIELDS.values())
+    return [field for field in FIELDS if field in fields]

@@ -1,12 +1,12 @@
-"""`--precision-check`: how much rounding changes EVO2_DELTA, and which deltas are smaller.
+"""`--precision-check`: measure the rounding noise of EVO2_DELTA, and mark deltas below it.
 
-Some alleles are scored again: at the next precision above that of the run (fp32 on the same device
-for bf16, fp64 on the CPU for fp32), and for fp8 at bf16 and at fp32. The largest difference of
-EVO2_DELTA from that at the highest is the noise.
+A sample of alleles is scored again at a higher precision: fp32 on the same device for bf16, fp64 on
+the CPU for fp32, bf16 and fp32 for fp8. The noise is the largest difference of EVO2_DELTA from the
+highest precision.
 
-The alleles are those that can be scored and whose hash of contig, position, REF and ALT is lowest
-among all that pass the filters, whatever the shard. So neither the order of the records nor the
-number of shards changes which deltas are marked, and the sample is spread evenly over the input.
+The sample has the lowest hashes of contig, position, REF and ALT among all alleles that pass the
+filters and can be scored, in all shards. So it is spread evenly over the input, and depends neither
+on the order of the records nor on the number of shards.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from statistics import median
 
 from evo2cli import console
 from evo2cli.errors import UserError, counted
-from evo2cli.genome.vcf import Status, VariantRecord, with_note
+from evo2cli.genome.vcf import Status, VariantRecord, add_status
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions, shared
 from evo2cli.score.alleles import VariantScorer
@@ -32,7 +32,7 @@ class Noise:
     """Absolute differences of EVO2_DELTA between two precisions, in nats.
 
     Attributes:
-        num_alleles: Number of alleles that were scored twice.
+        num_alleles: Number of alleles scored at both.
         median: Median of the differences.
         largest: Largest difference.
         dtypes: The precision of the run, and the higher one.
@@ -58,7 +58,7 @@ class Noise:
     def mark(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Add NOISE to the status of alleles whose EVO2_DELTA is not larger than the noise."""
         return [
-            {**row, "EVO2_STATUS": with_note(str(row["EVO2_STATUS"]), Status.NOISE)}
+            {**row, "EVO2_STATUS": add_status(str(row["EVO2_STATUS"]), Status.NOISE)}
             if isinstance(delta := row["EVO2_DELTA"], float) and abs(delta) <= self.largest
             else row
             for row in rows
@@ -68,16 +68,16 @@ class Noise:
 def measure_noise(
     options: ModelOptions, scorer: VariantScorer, count: int, records: Iterable[VariantRecord]
 ) -> list[Noise]:
-    """Measure the noise on some of the records, and print it to stderr.
+    """Measure the noise on a sample of alleles, and print it to stderr.
 
     Args:
-        options: Which model it is, to open it again at a higher precision.
-        scorer: What scores the alleles of the run.
-        count: How many alleles are scored again.
-        records: What they are chosen from.
+        options: The model, to load it again at a higher precision.
+        scorer: Scorer of the run.
+        count: Number of alleles in the sample.
+        records: Records to sample from.
 
     Returns:
-        The noise against each higher precision, the highest last; none if no allele can be scored.
+        The noise against each higher precision, the highest last; empty if no allele can be scored.
 
     Raises:
         UserError: There is no higher precision.
@@ -91,28 +91,28 @@ def measure_noise(
     narrow = float8_parts(model)
     lower = "fp8" if narrow == PRODUCTS else _NAMES[name]
     plain = VariantScorer(model, genome, alleles)
-    chosen = choose_alleles(records, plain, count)
-    if not chosen:
+    sample = sample_alleles(records, plain, count)
+    if not sample:
         console.warn("--precision-check: no allele can be scored")
         return []
     noises = []
-    with console.progress("check", (1 + len(_HIGHER[lower])) * len(chosen), "alleles") as bar:
+    with console.progress("check", (1 + len(_HIGHER[lower])) * len(sample), "alleles") as bar:
 
-        def deltas(by: VariantScorer) -> list[float]:
-            found = []
-            for [row] in by.score_all(chosen):
+        def deltas_by(scorer: VariantScorer) -> list[float]:
+            deltas = []
+            for [row] in scorer.score_all(sample):
                 delta = row["EVO2_DELTA"]
                 assert isinstance(delta, float)
-                found.append(delta)
+                deltas.append(delta)
                 bar.advance()
-            return found
+            return deltas
 
-        coarse = deltas(plain)
+        coarse = deltas_by(plain)
         for higher in _HIGHER[lower]:
             device = "cpu" if higher == "fp64" else options.device
             finer = shared(options, ModelOptions, device=device, dtype=higher)
-            # No name is bound to the model, so that it is gone before the next is loaded.
-            fine = deltas(VariantScorer(open_model(finer), genome, alleles))
+            # No variable refers to the model, so it is freed before the next one is loaded.
+            fine = deltas_by(VariantScorer(open_model(finer), genome, alleles))
             differences = [abs(one - other) for one, other in zip(coarse, fine, strict=True)]
             noises.append(
                 Noise(
@@ -127,23 +127,23 @@ def measure_noise(
     return noises
 
 
-def choose_alleles(
+def sample_alleles(
     records: Iterable[VariantRecord], scorer: VariantScorer, count: int
 ) -> list[VariantRecord]:
-    """The `count` different alleles with the lowest hashes, or fewer, as records of their own."""
-    chosen: dict[bytes, VariantRecord] = {}
-    highest: bytes | None = None  # of the chosen ones, once there are enough
+    """At most `count` different alleles, those with the lowest hashes; each is one record."""
+    sample: dict[bytes, VariantRecord] = {}
+    highest: bytes | None = None  # hash in the sample, once it is full
     for record in records:
         for alternate in record.alternates:
             position = f"{record.contig}:{record.start} ".encode(errors="surrogateescape")
             alleles = (record.reference + b">" + alternate).upper()
             digest = hashlib.blake2b(position + alleles, digest_size=16).digest()
-            if digest in chosen or (highest is not None and digest > highest):
+            if digest in sample or (highest is not None and digest > highest):
                 continue
             if isinstance(scorer.windows(record, alternate), Status):
                 continue
-            chosen[digest] = replace(record, alternates=(alternate,))
-            if len(chosen) > count:
-                del chosen[max(chosen)]
-            highest = max(chosen) if len(chosen) == count else None
-    return sorted(chosen.values(), key=lambda record: (record.contig, record.start))
+            sample[digest] = replace(record, alternates=(alternate,))
+            if len(sample) > count:
+                del sample[max(sample)]
+            highest = max(sample) if len(sample) == count else None
+    return sorted(sample.values(), key=lambda record: (record.contig, record.start))

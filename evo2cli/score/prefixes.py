@@ -1,14 +1,14 @@
-"""Log-likelihoods of the windows of alleles; what windows share is read once.
+"""Log-likelihoods of the windows of alleles, with a cache of the prefixes that windows share.
 
-The score of an allele depends on its windows alone, bit for bit: where a window is cut into the
-prefix that it shares and its own suffix depends on the two windows alone, and so does the shape of
-the launch that reads a part (`stripedhyena2.packing`).
+A window is cut into a prefix that other windows share and a suffix. The position of the cut, and
+the shapes of the launches that compute both (`stripedhyena2.packing`), depend only on the two
+windows of the allele. So the score of an allele depends on its windows alone, bit for bit.
 
 Centred windows of a site share the bases before the alleles. Anchored windows of neighbouring sites
-share their beginning: the reference window is read once, from the least context of such windows on,
-and an allele starts at one of few cuts before it. There the log-likelihood of the bases up to the
-cut is that of the reference window, for both alleles, so its rounding leaves no trace in the
-difference.
+share their beginning. Their reference window is computed once, in two parts: up to the shortest
+context of such windows, and the rest. An alternate window is cut at one of a few positions before
+its allele. The log-likelihood of the bases up to the cut is taken from the reference window, for
+both alleles, so that its rounding error cancels in the difference.
 """
 
 from collections import deque
@@ -26,13 +26,13 @@ Queued = TypeVar("Queued")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two queued windows; they have numbers as soon as they are read.
+    """The two windows of an allele, queued; their values are available after `read_all`.
 
     Attributes:
         reference: The window with the reference allele.
-        alternate: The window with an alternate allele.
-        cut: What the alternate window begins with, if that has the log-likelihood that it has in
-            the reference window; None: the alternate window stands alone.
+        alternate: The window with the alternate allele.
+        cut: The prefix of the alternate window whose log-likelihood is taken from the reference
+            window; None if the windows are independent.
     """
 
     reference: Suffix
@@ -41,7 +41,7 @@ class Pair:
 
     @property
     def logprobs(self) -> tuple[float, float]:
-        """Log-likelihoods of both windows, in nats: the sums over all bases but the first."""
+        """Log-likelihoods of both windows in nats, summed over all bases but the first."""
         alternate = self.alternate.logprob
         if self.cut is not None:
             alternate += self.reference.logprob_until(self.cut.length) - self.cut.logprob
@@ -49,12 +49,12 @@ class Pair:
 
     @property
     def lasts(self) -> tuple[float, float]:
-        """Log-probabilities of the last base of both, in nats."""
+        """Log-probabilities of the last base of both windows, in nats."""
         return self.reference.last, self.alternate.last
 
 
 class WindowReader:
-    """Queues pairs of windows, and reads them in batches.
+    """Queues pairs of windows, and computes them in batches.
 
     Args:
         model: Model in inference mode.
@@ -63,7 +63,7 @@ class WindowReader:
         settings: Arguments of the `Packer`.
 
     Attributes:
-        packer: The packer that reads them.
+        packer: The packer that computes them.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class WindowReader:
     ) -> None:
         self.packer = Packer(model, **settings)
         self._width, self._is_anchored = width, is_anchored
-        # Most alleles are cut at the same positions.
+        # Cached, since most alleles are cut at the same positions.
         self._ends = lru_cache(1 << 12)(self._ends_of)
         self._cut = lru_cache(1 << 12)(self._cut_of)
 
     def read_all(self, queued: Iterable[Queued]) -> Iterator[Queued]:
-        """The items of an iterable that queues pairs, each once its pairs have been read.
+        """Yield the items of an iterable that queues pairs, each once its pairs are computed.
 
-        They are read in batches that keep the device busy and fit its memory, on a CPU usually
-        those of one item; while a GPU reads a batch, the next one is queued.
+        Batches keep the device busy and fit its memory; on a CPU, a batch is usually one item.
+        While a GPU computes a batch, the next one is queued.
         """
         waiting = deque[tuple[list[Queued], Batch]]()
         for batch in self._batches(queued):
@@ -95,17 +95,17 @@ class WindowReader:
             yield from _collected(*batch)
 
     def _batches(self, queued: Iterable[Queued]) -> Iterator[tuple[list[Queued], Batch]]:
-        taken: list[Queued] = []
-        for one in queued:
-            taken.append(one)
+        items: list[Queued] = []
+        for item in queued:
+            items.append(item)
             if self.packer.is_full:
-                yield taken, self.packer.read()
-                taken = []
-        if taken:
-            yield taken, self.packer.read()
+                yield items, self.packer.read()
+                items = []
+        if items:
+            yield items, self.packer.read()
 
     def windows(self, reference: Window, alternate: Window) -> Pair:
-        """Ask for the log-likelihoods of the windows of an allele."""
+        """Queue the windows of an allele for `Pair.logprobs`."""
         if not (reference.allele + reference.after and alternate.allele + alternate.after):
             reference, alternate = map(_with_base, (reference, alternate))
         before, rest = alternate.before, len(alternate.allele) + len(alternate.after)
@@ -123,7 +123,7 @@ class WindowReader:
         return Pair(self._rest(prefix, reference), self._rest(prefix, alternate))
 
     def next_base(self, reference: Window, alternate: Window) -> Pair:
-        """Ask for the log-probabilities of alleles of one base, given the same bases before."""
+        """Queue the alleles of an SNV, given the same bases before them, for `Pair.lasts`."""
         before = reference.before
         prefix = self._prefix(before, self._cut(len(before), 1))
         seen = before[prefix.length :]
@@ -133,7 +133,7 @@ class WindowReader:
         return Pair(one, other)
 
     def _whole(self, window: Window) -> Suffix:
-        """A window by itself; an anchored one is cut where the alleles of no site are."""
+        """Queue a window by itself; an anchored one is cut before all alleles that share it."""
         before = len(window.before)
         if self._is_anchored:
             cut = self._first(before)
@@ -146,11 +146,11 @@ class WindowReader:
         return self.packer.suffix(prefix, rest, cumulative=cumulative)
 
     def _prefix(self, letters: bytes, cut: int) -> Prefix:
-        """The first `cut` of the bases before an allele."""
+        """Queue the first `cut` of the bases before an allele."""
         return self.packer.prefix(letters, self._ends(len(letters), cut))
 
     def _ends_of(self, before: int, cut: int) -> tuple[int, ...]:
-        """The ends of the pieces in which a prefix is read."""
+        """The ends of the pieces in which a prefix is computed."""
         shapes, first = self.packer.shapes, min(self._first(before), cut)
         ends = shapes.whole(first) if shapes.is_whole(first) else shapes.pieces(0, first)
         return (*ends, *shapes.pieces(first, cut))
@@ -159,7 +159,7 @@ class WindowReader:
         return self.packer.shapes.cut(self._first(before), before, rest)
 
     def _first(self, before: int) -> int:
-        """The length of what the windows of neighbours or of a site share in any case.
+        """The length of the prefix that all windows of neighbours, or of a site, share.
 
         Args:
             before: Bases before the allele.
@@ -173,11 +173,11 @@ class WindowReader:
         return least if shapes.is_whole(least) else least // GRANULARITY * GRANULARITY
 
 
-def _collected(queued: list[Queued], batch: Batch) -> list[Queued]:
+def _collected(items: list[Queued], batch: Batch) -> list[Queued]:
     batch.collect()
-    return queued
+    return items
 
 
 def _with_base(window: Window) -> Window:
-    """A window whose allele begins a base earlier: a suffix has a base."""
+    """A window whose allele begins a base earlier, since a suffix needs at least one base."""
     return Window(window.before[:-1], window.before[-1:] + window.allele, window.after)

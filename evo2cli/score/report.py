@@ -1,4 +1,4 @@
-"""The closing report of `evo2 score`: how many alleles have a score, and why others have none."""
+"""The final report of `evo2 score`: number of scored alleles, and why others have no score."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,31 +16,30 @@ from evo2cli.genome.vcf import (
     VariantRecord,
     is_bases,
     is_scored,
-    words_of,
+    split_status,
 )
 from evo2cli.genome.windows import agrees
 from evo2cli.score.options import OutputOptions, VariantOptions
 from evo2cli.tables import Row
 
-# More REF mismatches than this fraction suggest another genome build; so few suggest nothing.
+# A higher fraction of REF mismatches suggests another genome build, unless they are this few.
 MAX_MISMATCH_FRACTION = 0.01
 MAX_FEW_MISMATCHES = 3
-MIN_SHIFTED = 3  # records whose REF all fit a base aside; fewer may do so by chance
-_NO_BASES = b"-"  # as ANNOVAR writes the missing allele of an insertion or deletion
+MIN_SHIFTED = 3  # records that suggest shifted positions; fewer may fit by chance
+_DASH = b"-"  # in ANNOVAR, the empty allele of an insertion or deletion
 
 
 class Tally:
-    """What is counted of the alleles for the report.
+    """Statistics of the alleles for the report.
 
     Args:
-        genome: The genome that they were scored against.
+        genome: The genome of the alleles.
 
     Attributes:
-        counts: Number of alleles by status.
-        indels: Insertions and deletions among the records.
-        missing: What to say about contigs that the reference does not have; None if it has all.
-        shifted: How REF fits if every position moves by a base; None if it does not.
-        dashes: What to say about alleles that are written `-`; None if there are none.
+        counts: Number of alleles by EVO2_STATUS.
+        indels: Insertions and deletions.
+        missing: Message about a contig that the genome lacks; None if it has all.
+        dashes: Message about an allele that is written `-`; None if there is none.
     """
 
     def __init__(self, genome: Reference) -> None:
@@ -49,7 +48,7 @@ class Tally:
         self.missing: str | None = None
         self.dashes: str | None = None
         self._genome = genome
-        self._shifts, self._num_placed = {-1, 1}, 0
+        self._shifts, self._num_compared = {-1, 1}, 0
 
     def add(self, record: VariantRecord, rows: Sequence[Row]) -> None:
         """Count the alleles of a record."""
@@ -62,37 +61,37 @@ class Tally:
         if contig is None:
             return
         if self._shifts and is_bases(record.reference) and record.start >= 0:
-            self._num_placed += 1
-            self._shifts = {by for by in self._shifts if self._fits(record, contig, by)}
-        if self.dashes is None and _NO_BASES in (record.reference, *record.alternates):
+            self._num_compared += 1
+            self._shifts = {by for by in self._shifts if self._matches(record, contig, by)}
+        if self.dashes is None and _DASH in (record.reference, *record.alternates):
             self.dashes = self._anchor(record, contig)
 
     @property
     def shifted(self) -> int | None:
-        """By how many bases all positions are off: +1 if every REF fits a base to the right."""
-        if self._num_placed < MIN_SHIFTED or not self.counts[Status.REF_MISMATCH]:
+        """The shift at which every REF matches: +1 for one base to the right; None without one."""
+        if self._num_compared < MIN_SHIFTED or not self.counts[Status.REF_MISMATCH]:
             return None
         return next(iter(self._shifts), None)
 
     def _bases(self, contig: str, start: int, end: int) -> bytes:
-        """Bases of the genome; empty if it does not have all of them."""
+        """Bases of the genome; empty if the interval is not inside the contig."""
         if not 0 <= start <= end <= self._genome.length(contig):
             return b""
         return upper_dna(self._genome.fetch(Interval(contig, start, end)))
 
-    def _fits(self, record: VariantRecord, contig: str, by: int) -> bool:
-        there = self._bases(contig, record.start + by, record.end + by)
-        return bool(there) and agrees(upper_dna(record.reference), there)
+    def _matches(self, record: VariantRecord, contig: str, shift: int) -> bool:
+        bases = self._bases(contig, record.start + shift, record.end + shift)
+        return bool(bases) and agrees(upper_dna(record.reference), bases)
 
     def _anchor(self, record: VariantRecord, contig: str) -> str | None:
-        """How a record with `-` is written with the base before it."""
+        """Message how to write a record with `-`: anchored by the base before it."""
         # The position of an insertion is that of the base before it, of a deletion the one after.
-        start = record.start - (record.reference != _NO_BASES)
+        start = record.start - (record.reference != _DASH)
         base = self._bases(contig, start, start + 1).decode()
         if not base:
             return None
         reference, *alternates = (
-            base + allele.replace(_NO_BASES, b"").decode(errors="replace")
+            base + allele.replace(_DASH, b"").decode(errors="replace")
             for allele in (record.reference, *record.alternates)
         )
         return (
@@ -102,12 +101,12 @@ class Tally:
 
 
 def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> None:
-    """Print how many alleles were scored, and why others were not.
+    """Print the number of scored alleles, and why others have no score.
 
     Args:
         options: Options of the command.
-        tally: What was counted.
-        is_table: Whether `--shift` can correct the positions.
+        tally: Statistics of the alleles.
+        is_table: Whether the input is a table, so that `--shift` can correct positions.
 
     Raises:
         TooManySkippedError: No allele has a score, or too many have none.
@@ -150,16 +149,16 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
 def check_skipped(
     options: OutputOptions, skipped: int, total: int, *, is_part: bool = False
 ) -> None:
-    """Compare the fraction of skipped records with `max_skipped`, after the output is complete.
+    """Check the fraction of records without a score, once the output is complete.
 
     Args:
         options: Options of the command.
-        skipped: Records or alleles without a score.
-        total: All of them.
-        is_part: Whether other parts may have scores; `evo2 merge` sees whether one has.
+        skipped: Number of records or alleles without a score.
+        total: Number of all records or alleles.
+        is_part: Whether this is a shard; `evo2 merge` checks whether any shard has scores.
 
     Raises:
-        TooManySkippedError: It is larger, or all are skipped.
+        TooManySkippedError: The fraction is above `max_skipped`, or none has a score.
     """
     if 0 < skipped == total and not is_part:
         raise TooManySkippedError(f"nothing could be scored: none of {total:,} has a score")
@@ -170,7 +169,7 @@ def check_skipped(
 
 
 def status_table(counts: Counter[str]) -> Table:
-    """One line for each status: scored alleles first, then by frequency."""
+    """A table with one line per EVO2_STATUS: scored alleles first, then by frequency."""
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
     for label in ("alleles", "share"):
@@ -179,7 +178,7 @@ def status_table(counts: Counter[str]) -> Table:
     for status, count in sorted(
         counts.items(), key=lambda item: (not is_scored(item[0]), -item[1], item[0])
     ):
-        meanings = filter(None, (word.meaning for word in words_of(status)))
+        meanings = filter(None, (each.meaning for each in split_status(status)))
         share = f"{100 * count / counts.total():.1f} %"
         table.add_row(status, f"{count:,}", share, "; ".join(meanings))
     return table

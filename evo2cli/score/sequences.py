@@ -1,8 +1,8 @@
 """Scoring of sequences: the log-likelihood of each record of a FASTA.
 
-A sequence of n bases has n - 1 predictions, one for each base given all bases before it; after a
-lineage tag, which is read but not scored, it has n. The sum of their log-probabilities is
-`sum_logprob`, and the sum divided by their number is `mean_logprob`, in nats.
+A sequence of n bases has n - 1 predictions, one for each base given all bases before it. After a
+lineage tag, which is read but not scored, it has n. `sum_logprob` is the sum of their
+log-probabilities, and `mean_logprob` their mean, in nats.
 """
 
 import zlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evo2cli import __version__, console
-from evo2cli.data.tags import read_tag, split_record
+from evo2cli.data.tags import read_tag, split_tag
 from evo2cli.devices import Part, open_parts, pick_devices
 from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output, open_output
@@ -26,7 +26,7 @@ from evo2cli.genome.fasta import Record, read_records
 from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, pick_device, ready_model
 from evo2cli.options import Strand
-from evo2cli.score.context_parallel import SharedScorer
+from evo2cli.score.context_parallel import ContextParallelScorer
 from evo2cli.score.options import Layout, ScoreOptions, StrandOptions
 from evo2cli.score.report import check_skipped
 from evo2cli.tables import Row, json_line, rounded, table_line
@@ -41,11 +41,11 @@ from stripedhyena2.scoring import mean_logprob, sequence_logprob
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
 
 
-class Total(Protocol):
-    """The log-likelihood of upper-case bases in nats, as `sequence_logprob` computes it."""
+class Logprob(Protocol):
+    """A function that computes the log-likelihood of upper-case bases, as `sequence_logprob`."""
 
     def __call__(self, bases: bytes, progress: Progress, /, *, context: bytes) -> float:
-        """The sum over all bases, or without `context` all but the first."""
+        """The sum over all bases, or without context over all but the first, in nats."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class InputSequence:
 
     Attributes:
         name: Its name.
-        tag: Lineage between '|' that is read before it, or empty.
+        tag: Lineage tag with its '|', read before the bases; may be empty.
         bases: Upper-case DNA.
     """
 
@@ -79,7 +79,7 @@ def score_sequences(
     dtype: str = "auto",
     progress: Progress = ignore_progress,
 ) -> Iterator[Row]:
-    """Score sequences: one row for each, in their order.
+    """Score sequences: yield one row for each, in the order of the input.
 
     The row of a sequence is a dict: `name`; `length` in bases; `sum_logprob`, the log-likelihood of
     the sequence in nats; and `mean_logprob`, that divided by the number of predictions: length - 1,
@@ -88,14 +88,14 @@ def score_sequences(
 
     Args:
         sequences: A FASTA file; or an iterable of its records, or of names and sequences. Lower
-            case and U are read as upper case and T. One may begin with a lineage tag, e.g.
+            case and U are read as upper case and T. A sequence may begin with a lineage tag, e.g.
             |D__BACTERIA;P__BACILLOTA|, which is read, but not scored.
         model: Name of a model, checkpoint folder or file, or a loaded model.
-        strand: "fwd", "rc" (the reverse complement) or "both", whose mean is taken.
-        tag: Lineage that is read before every sequence.
-        max_memory: Bytes that weights and computation may take on the device; None for what is
-            free.
-        device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
+        strand: "fwd", "rc" (the reverse complement) or "both", the mean of the two.
+        tag: Lineage to read before every sequence.
+        max_memory: Maximum bytes of weights and activations on the device; None for the free
+            memory.
+        device: Device for a model that is not loaded yet, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
         progress: Called with the number of bases that have been computed since the last call.
 
@@ -105,7 +105,7 @@ def score_sequences(
         InputError: A sequence does not fit the memory, however small the pieces.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    choices: dict[str, Any] = {"strand": strand}  # text, which the options turn into a choice
+    choices: dict[str, Any] = {"strand": strand}  # may be text, which the options convert
     strands = StrandOptions(**choices).strand
     assert strands is not None
     source: str | Path = "sequences"
@@ -115,34 +115,34 @@ def score_sequences(
     else:
         records = sequences
     loaded = ready_model(model, device=device, dtype=dtype)
-    total = partial(sequence_logprob, loaded, max_memory=max_memory)
+    logprob = partial(sequence_logprob, loaded, max_memory=max_memory)
     read = _read_dna(source, records, b"" if tag is None else read_tag(tag))
 
     def rows() -> Iterator[Row]:
         for sequence in read:
-            yield score_sequence(loaded, total, sequence, strands.single, progress)
+            yield score_sequence(loaded, logprob, sequence, strands.single, progress)
 
     return rows()
 
 
 def score_sequence(
     model: StripedHyena2,
-    total: Total,
+    logprob: Logprob,
     sequence: InputSequence,
     strands: Iterable[Strand],
     progress: Progress = ignore_progress,
 ) -> Row:
-    """Score one sequence; two strands give their mean.
+    """Score one sequence; the score of two strands is their mean.
 
     Args:
-        model: Model that `total` runs, for messages.
-        total: The log-likelihood of bases.
+        model: The model, for messages.
+        logprob: Computes log-likelihoods with the model.
         sequence: The sequence.
         strands: Single strands to read.
         progress: Called with the number of bases that have been computed since the last call.
 
     Returns:
-        A value for each of `COLUMNS`; None for log-likelihoods without a prediction.
+        The `COLUMNS`; log-likelihoods are None without a prediction.
 
     Raises:
         NonFiniteError: The log-likelihood is NaN or infinite.
@@ -150,10 +150,10 @@ def score_sequence(
     row: Row = dict(zip(COLUMNS, (sequence.name, len(sequence.bases), None, None), strict=True))
     if sequence.num_predictions:
         reads = [strand_of(sequence.bases, strand) for strand in strands]
-        after_tag = partial(total, context=sequence.tag)
-        logprob = mean_logprob(model, reads, sequence.name, after_tag, progress)
-        row["sum_logprob"] = rounded(logprob)
-        row["mean_logprob"] = rounded(logprob / sequence.num_predictions)
+        after_tag = partial(logprob, context=sequence.tag)
+        total = mean_logprob(model, reads, sequence.name, after_tag, progress)
+        row["sum_logprob"] = rounded(total)
+        row["mean_logprob"] = rounded(total / sequence.num_predictions)
     return row
 
 
@@ -170,11 +170,11 @@ def score_fasta(options: ScoreOptions) -> None:
     devices = pick_devices(options.device)
     total, borders = None, list[int]()
     if not options.is_stdin:
-        # Reading the file once more is fast, and an invalid record is found before hours of work.
+        # Reading the file twice is fast, and an invalid record is found before hours of work.
         ends = [0, *accumulate(len(sequence.bases) for sequence in _read_fasta(options))]
         total = ends[-1]
-        shares = range(1, len(devices))
-        cuts = [bisect_left(ends, total * share / len(devices)) for share in shares]
+        parts_before = range(1, len(devices))
+        cuts = [bisect_left(ends, total * count / len(devices)) for count in parts_before]
         borders = [0, *cuts, len(ends) - 1]
     tally: Counter[str] = Counter()
     with (
@@ -193,9 +193,9 @@ def score_fasta(options: ScoreOptions) -> None:
             if layout is Layout.TSV:
                 write(table_line(COLUMNS))
             for part, recall in zip(parts, recalls, strict=True):
-                own = islice(records, part.size)
+                of_part = islice(records, part.size)
                 for sequence, row in _score_records(
-                    own, model, logprob, options.sequence_strand, recall, bar.advance
+                    of_part, model, logprob, options.sequence_strand, recall, bar.advance
                 ):
                     write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
                     bases = sequence.bases
@@ -205,7 +205,7 @@ def score_fasta(options: ScoreOptions) -> None:
                     tally["long"] += len(sequence.tag) + len(bases) > model.config.context
                     tally["ambiguous"] += bool(bases.translate(None, ACGT))
     all_records = counted(tally["records"], "record")
-    for trait, meaning in (
+    for key, warning in (
         ("empty", "empty"),
         (
             "long",
@@ -213,14 +213,14 @@ def score_fasta(options: ScoreOptions) -> None:
         ),
         ("ambiguous", "with letters other than ACGT, which are scored like any other token"),
     ):
-        if tally[trait]:
-            console.warn(f"{tally[trait]:,} of {all_records}: {meaning}")
+        if tally[key]:
+            console.warn(f"{tally[key]:,} of {all_records}: {warning}")
     console.say(f"{tally['records'] - tally['skipped']:,} of {all_records} scored")
     check_skipped(options, tally["skipped"], tally["records"])
 
 
 def score_part(options: ScoreOptions, part: Part, progress: Progress) -> None:
-    """Score some of the records into a journal, from which another process writes them.
+    """Score a part of the records into a journal, from which the main process writes the output.
 
     Raises:
         UserError: As `score_fasta`.
@@ -231,15 +231,15 @@ def score_part(options: ScoreOptions, part: Part, progress: Progress) -> None:
         assert scorer is not None
         model, logprob = scorer
         with keep_journal(part.journal, _settings(options, model)) as recall:
-            own = islice(records, part.first, part.end)
+            of_part = islice(records, part.first, part.end)
             strand = options.sequence_strand
-            for _ in _score_records(own, model, logprob, strand, recall, progress):
+            for _ in _score_records(of_part, model, logprob, strand, recall, progress):
                 pass
 
 
 @contextmanager
-def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | None]:
-    """The model and the log-likelihood by it; None in a process that has helped another one."""
+def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Logprob] | None]:
+    """Yield the model and its log-likelihood; None on ranks other than the first."""
 
     def load(device: str) -> StripedHyena2:
         return open_model(replace(options, device=device))
@@ -250,23 +250,23 @@ def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] 
         with memory_explained(f"{options.source} on {options.device}", way_out):
             try:
                 yield model, partial(sequence_logprob, model, max_memory=options.memory)
-            except InputError as error:  # of a sequence that the memory cannot hold
+            except InputError as error:  # a sequence does not fit the memory
                 raise UserError(f"{options.source}: {error}") from None
         return
     with Ranks.joined(pick_device(options.device)) as alone:
         ranks = alone.sharing(alone.world)
         model = load(str(ranks.device))
-        shared = SharedScorer(model, ranks)
+        scorer = ContextParallelScorer(model, ranks)
         if ranks.is_first:
-            yield model, shared.total
-            shared.release()
+            yield model, scorer.logprob
+            scorer.stop()
         else:
-            shared.help()
+            scorer.work()
             yield None
 
 
 def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
-    """Everything but the records that decides the results, for the journal."""
+    """Everything that the results depend on besides the records, for the journal."""
     return [
         "evo2 score FASTA",
         __version__,
@@ -279,12 +279,12 @@ def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
 def _score_records(
     records: Iterable[InputSequence],
     model: StripedHyena2,
-    logprob: Total,
+    logprob: Logprob,
     strand: Strand,
     recall: Recall,
     progress: Progress,
 ) -> Iterator[tuple[InputSequence, Row]]:
-    """Each record, and its row."""
+    """Yield each record with its row."""
     for sequence in records:
         num_bases = len(sequence.bases)
         key = f"{sequence.name} {num_bases} {zlib.crc32(sequence.tag + sequence.bases):08x}"
@@ -297,7 +297,7 @@ def _score_records(
 
         compute = partial(score_sequence, model, logprob, sequence, strand.single, count_done)
         row = recall(key, compute)
-        progress(remaining)  # all bases of a row that the journal has; its tag is not counted
+        progress(remaining)  # all bases of a row from the journal; tags are not counted
         yield sequence, row
 
 
@@ -309,7 +309,7 @@ def _read_fasta(options: ScoreOptions) -> Iterator[InputSequence]:
 def _read_dna(
     source: str | Path, records: Iterable[Record | tuple[str, str | bytes]], tag: bytes
 ) -> Iterator[InputSequence]:
-    """Sequences with their tags; `source` is for error messages."""
+    """Validate records and split off their tags; `source` begins error messages."""
     for index, record in enumerate(records):
         if not isinstance(record, Record):
             # A string of two letters would unpack into a name and a base.
@@ -318,4 +318,5 @@ def _read_dna(
             name, sequence = record
             bases = sequence.encode() if isinstance(sequence, str) else sequence
             record = Record(name, "", bases)
-        yield InputSequence(record.name, *split_record(source, record, tag))
+        origin = f"{source}: record {record.name!r}"
+        yield InputSequence(record.name, *split_tag(origin, record.sequence, tag))

@@ -1,8 +1,8 @@
-"""Kinds of variants whose scores are comparable, and random variants of a kind.
+"""Strata: kinds of variants with comparable scores, and random variants of a kind.
 
-SNVs are of the same kind if they make the same change between the same neighbouring bases, on
-either strand: 96 kinds, written for the strand of the pyrimidine, e.g. A[C>T]G. Insertions,
-deletions and MNVs are of the same kind if their lengths are similar: 1, 2-3, 4-7, 8-15, ...
+SNVs of a kind have the same trinucleotide context and change on either strand: 96 kinds, written
+for the strand of the pyrimidine, e.g. A[C>T]G. Insertions, deletions and MNVs of a kind have
+similar lengths: 1, 2-3, 4-7, 8-15, ...
 """
 
 import zlib
@@ -18,11 +18,11 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Kind, VariantRecord, is_bases, kind_of
 
 _PYRIMIDINES = b"CT"
-_MAX_TRIES = 50_000  # random positions for a kind; the rarest, of a CpG, is found at hundreds
+_MAX_TRIES = 50_000  # random positions per kind; the rarest ones, of CpG, need some hundreds each
 
 
 def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str | None:
-    """The kind of an allele; None if it or its neighbours hold letters other than A, C, G, T."""
+    """The kind of an allele; None if it or its context has letters other than A, C, G and T."""
     reference, alternate = upper_dna(record.reference), upper_dna(alternate)
     if not (is_bases(alternate) and _is_plain(reference + alternate)) or reference == alternate:
         return None
@@ -39,10 +39,10 @@ def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str |
 
 
 def random_variants(genome: Reference, kind: str) -> Iterator[VariantRecord]:
-    """Random variants of a kind, uniform over the genome, until `_MAX_TRIES` positions are drawn.
+    """Yield random variants of a kind, uniform over the genome, from `_MAX_TRIES` positions.
 
-    The same genome and kind give the same variants. Inserted bases, and those that replace several
-    bases, are copied from another random position of the genome.
+    The same genome and kind give the same variants. The bases of insertions and MNVs are copied
+    from another random position of the genome.
     """
     draw = np.random.default_rng(zlib.crc32(kind.encode()))
     ends = list(accumulate(genome.length(name) for name in genome.names))
@@ -55,9 +55,9 @@ def random_variants(genome: Reference, kind: str) -> Iterator[VariantRecord]:
 
 
 def random_snvs(genome: Reference, count: int) -> Iterator[VariantRecord]:
-    """Random SNVs of any kind, uniform over the genome; fewer where it has too few of A, C, G, T.
+    """Yield `count` random SNVs of any kind, uniform over the genome.
 
-    The same genome gives the same variants.
+    They are fewer if hardly any base is A, C, G or T. The same genome gives the same variants.
     """
     draw = np.random.default_rng(0)
     ends = list(accumulate(genome.length(name) for name in genome.names))
@@ -76,7 +76,7 @@ def random_snvs(genome: Reference, count: int) -> Iterator[VariantRecord]:
 def _snv(
     genome: Reference, ends: list[int], draw: np.random.Generator, kind: str
 ) -> VariantRecord | None:
-    """An SNV of a kind at a random position, or None if the bases there do not allow it."""
+    """An SNV of a kind at a random position; None if the bases there do not allow it."""
     alternates = draw.permutation(list(ACGT))
     interval, around = _random_bases(genome, ends, draw, 3)
     if interval is None:
@@ -92,33 +92,33 @@ def _snv(
 def _longer(
     genome: Reference, ends: list[int], draw: np.random.Generator, kind: str
 ) -> VariantRecord | None:
-    """An insertion, deletion or MNV of a kind at a random position, or None."""
+    """An insertion, deletion or MNV of a kind at a random position; None if it is not possible."""
     name, _, size = kind.partition(" ")
     shortest = int(size.partition("-")[0])
     length = int(draw.integers(shortest, 2 * shortest))
-    interval, here = _random_bases(genome, ends, draw, 1 + length)
-    elsewhere, other = _random_bases(genome, ends, draw, length)
-    if interval is None or elsewhere is None:
+    interval, letters = _random_bases(genome, ends, draw, 1 + length)
+    source, copied = _random_bases(genome, ends, draw, length)
+    if interval is None or source is None:
         return None
     contig, position = interval.name, interval.start + 1
-    first, bases, others = chr(here[0]), here[1:].decode(), other.decode()
+    anchor, old, new = chr(letters[0]), letters[1:].decode(), copied.decode()
     if name == Kind.DELETION:
-        return VariantRecord.from_columns(contig, position, first + bases, first)
+        return VariantRecord.from_columns(contig, position, anchor + old, anchor)
     if name == Kind.INSERTION:
-        return VariantRecord.from_columns(contig, position, first, first + others)
-    if bases == others:
+        return VariantRecord.from_columns(contig, position, anchor, anchor + new)
+    if old == new:
         return None
-    return VariantRecord.from_columns(contig, position + 1, bases, others)
+    return VariantRecord.from_columns(contig, position + 1, old, new)
 
 
 def _random_bases(
     genome: Reference, ends: list[int], draw: np.random.Generator, length: int
 ) -> tuple[Interval | None, bytes]:
-    """`length` bases at a random position; None if they hold other letters or leave the contig."""
-    at = int(draw.integers(ends[-1]))
-    index = bisect_right(ends, at)
+    """`length` bases at a random position; None if they are not ACGT, or not in one contig."""
+    position = int(draw.integers(ends[-1]))
+    index = bisect_right(ends, position)
     name = genome.names[index]
-    start = at - (ends[index] - genome.length(name))
+    start = position - (ends[index] - genome.length(name))
     if start + length > genome.length(name):
         return None, b""
     interval = Interval(name, start, start + length)
@@ -127,7 +127,7 @@ def _random_bases(
 
 
 def _change(around: bytes, alternate: bytes) -> str:
-    """The kind of an SNV by its base and both neighbours."""
+    """The kind of an SNV, from its trinucleotide context [3] and the alternate base."""
     if around[1] not in _PYRIMIDINES:
         around, alternate = reverse_complement(around), reverse_complement(alternate)
     letters = around.decode()
@@ -135,7 +135,7 @@ def _change(around: bytes, alternate: bytes) -> str:
 
 
 def _size(length: int) -> str:
-    """The range of lengths of the same kind: 1, 2-3, 4-7, 8-15, ..."""
+    """The range of lengths of a kind: 1, 2-3, 4-7, 8-15, ..."""
     shortest = 1 << (length.bit_length() - 1)
     return "1" if shortest == 1 else f"{shortest}-{2 * shortest - 1}"
 

@@ -1,7 +1,7 @@
 """Scoring of variants: each allele by the windows of the genome with REF and with ALT.
 
-EVO2_DELTA = log P(window with ALT) - log P(window with REF), in nats: the log-likelihoods that the
-model gives to two windows of the genome which differ in the allele alone.
+EVO2_DELTA = log P(window with ALT) - log P(window with REF), in nats: the difference of the
+log-likelihoods of two windows of the genome that differ in the allele alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,8 +61,8 @@ from evo2cli.score.output import (
     SHARD,
     SHARDED_INPUT,
     WINDOW_COLUMNS,
-    Put,
     VariantWriter,
+    WriteRecord,
     allele_rows,
     open_variant_output,
     written_fields,
@@ -74,7 +74,7 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
 
-MAX_BLOCK = 4096  # records that are read before they are scored by position
+MAX_BLOCK = 4096  # records that are read and sorted before they are scored
 MAX_BLOCK_BYTES = 2**26  # bytes of their lines, which may have many samples
 
 
@@ -94,7 +94,7 @@ def score_variants(
     dtype: str = "auto",
     progress: Progress = ignore_progress,
 ) -> Iterator[Row]:
-    """Score variants: one row for each alternate allele, in the order of the input.
+    """Score variants: yield one row per alternate allele, in the order of the input.
 
     The row of an allele is a dict:
 
@@ -103,12 +103,12 @@ def score_variants(
       strands if both are read. Negative: the alternate allele is less likely.
     - `EVO2_REF`, `EVO2_ALT`: the two log-likelihoods, in nats.
     - `EVO2_FWD`, `EVO2_RC`: `EVO2_DELTA` of each strand that is read.
-    - `EVO2_STATUS`: "OK", or what is special about the score, or why there is none.
-    - `EVO2_NONACGT`: Number of letters other than ACGT in the window that has more of them.
-    - `window_start`, `window_end`, `alt_window_start`, `alt_window_end`: where the windows with REF
-      and with ALT lie in the contig, 0-based and half-open.
+    - `EVO2_STATUS`: "OK", a remark on the score, or why there is none.
+    - `EVO2_NONACGT`: number of letters other than ACGT, in the window with more of them.
+    - `window_start`, `window_end`, `alt_window_start`, `alt_window_end`: intervals of the contig
+      that the windows with REF and with ALT cover, 0-based and half-open.
 
-    A value that an allele does not have is None. Rows are equal to those of `evo2 score`.
+    Missing values are None. Rows are equal to those of `evo2 score`.
 
     Args:
         variants: A VCF, BCF or table of variants; or an iterable of records and of variants such as
@@ -121,11 +121,11 @@ def score_variants(
         windows: "centred" or "anchored".
         strand: "fwd", "rc" or "both".
         indel_mode: "fixed" or "anchored".
-        after: Number of bases after the variant with which windows end; None for half a window.
+        after: Number of bases after the variant at which windows end; None for about half a window.
         on_ref_mismatch: "skip", "error" or "swap".
-        score: "all", or "next-base": then the three log-likelihoods are those of the one base,
-            given the bases before it.
-        device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
+        score: "all", or "next-base": then the three values are log-probabilities of the variant
+            base alone, given the bases before it.
+        device: Device for a model that is not loaded yet, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
         progress: Called with the number of records that have been scored since the last call.
 
@@ -133,7 +133,7 @@ def score_variants(
         UserError: An argument is not valid (here); a file or record is not (while rows are read).
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    choices: dict[str, Any] = {  # text, which the options turn into choices
+    choices: dict[str, Any] = {  # may be text, which the options convert
         "windows": windows,
         "strand": strand,
         "indel_mode": indel_mode,
@@ -149,18 +149,18 @@ def score_variants(
         if isinstance(reference, Reference)
         else Reference.open(Path(reference))
         if reference is not None
-        else Reference.none()
+        else Reference.from_sequences({})
     )
 
-    def rows() -> Iterator[Row]:
+    def score_all() -> Iterator[Row]:
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
             records = (_as_record(index, v, genome) for index, v in enumerate(source))
-            for record, found in score_records(records, scorer, progress=progress):
-                yield from allele_rows(record, found, fields)
+            for record, rows in score_records(records, scorer, progress=progress):
+                yield from allele_rows(record, rows, fields)
 
-    return rows()
+    return score_all()
 
 
 def _as_record(index: int, variant: VariantRecord | str, genome: Reference) -> VariantRecord:
@@ -181,28 +181,29 @@ def score_records(
     recall: Recall = lambda _, compute: compute(),
     progress: Progress = ignore_progress,
 ) -> Iterator[tuple[VariantRecord, list[Row]]]:
-    """Each record with the rows of its alleles, in the order of the records.
+    """Yield each record with the rows of its alleles, in the order of the input.
 
-    Records are scored by position within blocks, so that neighbours share windows.
+    Within blocks, records are scored in the order of their positions, so that neighbours share
+    windows.
 
     Args:
         records: Records in any order.
-        scorer: What scores them.
-        recall: As `open_journal` yields it.
+        scorer: Scores them.
+        recall: As yielded by `open_journal`.
         progress: Called with the number of records that have been scored since the last call.
     """
     for block in _blocks(records):
         order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
         ordered = [block[index] for index in order]
-        found: dict[int, list[Row]] = {}
-        num_done = 0
+        finished: dict[int, list[Row]] = {}
+        num_yielded = 0
         all_rows = recall_all(recall, ordered, scorer.score_all)
         for index, rows in zip(order, all_rows, strict=True):
-            found[index] = rows
+            finished[index] = rows
             progress(1)
-            while num_done in found:
-                yield block[num_done], found.pop(num_done)
-                num_done += 1
+            while num_yielded in finished:
+                yield block[num_yielded], finished.pop(num_yielded)
+                num_yielded += 1
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -222,17 +223,18 @@ def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
 def score_to_output(
     options: VariantOptions,
     read: Read,
-    draw: Callable[[Put], AbstractContextManager[Put]] = nullcontext,
+    also_draw: Callable[[WriteRecord], AbstractContextManager[WriteRecord]] = nullcontext,
 ) -> None:
-    """Score all alleles and write them to the output; the rest of `evo2 score` and `saturate`.
+    """Score all alleles and write them to the output, for `evo2 score` and `evo2 saturate`.
 
     Args:
         options: Options of the command.
-        read: Starts to read its variants.
-        draw: Given what writes a record, a context that yields what writes and draws it.
+        read: Opens its variants.
+        also_draw: Wraps the function that writes records, to draw them as well.
 
     Raises:
-        UserError: The variants or the reference cannot be read, or a REF is not what it has.
+        UserError: The variants or the genome cannot be read; or a REF differs from the genome, and
+            `on_ref_mismatch` is ERROR.
         TooManySkippedError: Too many alleles have no score; the output is complete.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
@@ -270,30 +272,30 @@ def score_to_output(
         provenance = [
             *run.provenance,
             *(noise.header_line for noise in noises),
-            *_shard_marks(options, read),
+            *_shard_lines(options, read),
         ]
         tally = Tally(run.scorer.genome)
         with (
             open_journals([part.journal for part in parts], run.settings) as recalls,
-            open_variant_output(options.output, writer, variants.header, provenance) as written,
-            draw(written) as put,
+            open_variant_output(options.output, writer, variants.header, provenance) as write,
+            also_draw(write) as write_record,
             console.progress("score" if len(parts) == 1 else "write", total, "records") as bar,
         ):
             for part, recall in zip(parts, recalls, strict=True):
-                own = islice(records, part.size)
-                for record, found in score_records(own, run.scorer, recall, bar.advance):
-                    rows: Sequence[Row] = found
+                of_part = islice(records, part.size)
+                for record, scored in score_records(of_part, run.scorer, recall, bar.advance):
+                    rows: Sequence[Row] = scored
                     if background is not None:
                         rows = background.add_percentiles(record, rows)
                     if noises:
                         rows = noises[-1].mark(rows)
-                    put(record, rows)
+                    write_record(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
 
 
 def _check_features(options: VariantOptions, layout: Layout) -> None:
-    """Refuse a format that cannot hold the features.
+    """Check that the output format can hold the features.
 
     Raises:
         UserError: It is not a table, or has too few digits for an embedding.
@@ -310,7 +312,7 @@ def _check_features(options: VariantOptions, layout: Layout) -> None:
 
 
 def score_part(read: Read, options: VariantOptions, part: Part, progress: Progress) -> None:
-    """Score some of the records into a journal, from which another process writes them.
+    """Score a part of the records into a journal, from which the main process writes the output.
 
     Raises:
         UserError: As `score_to_output`.
@@ -328,13 +330,13 @@ def score_part(read: Read, options: VariantOptions, part: Part, progress: Progre
 
 @dataclass(frozen=True)
 class _Run:
-    """A model and a genome that are open.
+    """A scorer, and what describes its scores.
 
     Attributes:
         options: Options with the device of this process.
-        scorer: Scores records by the model and the genome.
-        provenance: Header lines that tell what made the scores.
-        settings: Everything but the records that decides the scores.
+        scorer: Scores records with the model and the genome.
+        provenance: Header lines that describe how the scores were made.
+        settings: Everything that the scores depend on besides the records.
     """
 
     options: VariantOptions
@@ -350,7 +352,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
         model = open_model(options)
         scorer = VariantScorer(model, genome, options, make_features(options, model))
         provenance = _provenance(options, path, scorer.window, model)
-        # A file of another size or date has another genome, or other sequences.
+        # By its size and date, since a changed file has another genome or other sequences.
         source = path or options.source
         settings = [*provenance, str(source.absolute()), *size_and_time(source)]
         if options.contig_names is not None:
@@ -363,7 +365,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
 def _provenance(
     options: VariantOptions, reference: Path | None, window: int, model: StripedHyena2
 ) -> list[str]:
-    """Header lines that tell what made the scores; the same on every machine and at any time."""
+    """Header lines that describe how the scores were made; the same on every machine."""
     values: dict[str, object] = {
         "model": Path(options.model).name,
         "adapter": options.adapter and options.adapter.name,
@@ -399,8 +401,8 @@ def _provenance(
     ]
 
 
-def _shard_marks(options: VariantOptions, read: Read) -> list[str]:
-    """Header lines by which `evo2 merge` knows a shard; none without `--shard`."""
+def _shard_lines(options: VariantOptions, read: Read) -> list[str]:
+    """Header lines of a shard for `evo2 merge`; none without `--shard`."""
     if options.shard is None:
         return []
     return [f"{SHARD}{options.shard}", f"{SHARDED_INPUT}{input_digest(read)}"]
@@ -408,18 +410,18 @@ def _shard_marks(options: VariantOptions, read: Read) -> list[str]:
 
 @contextmanager
 def open_reference(path: Path | None, options: VariantOptions) -> Iterator[Reference]:
-    """The genome at `path`; one without contigs if there is none."""
-    with Reference.open(path, options.names) if path else Reference.none() as genome:
+    """Yield the genome at `path`; without a path, one without contigs."""
+    with Reference.open(path, options.names) if path else Reference.from_sequences({}) as genome:
         yield genome
 
 
 def find_reference(options: VariantOptions, variants: Variants) -> Path | None:
-    """The FASTA of `--reference`; else the one that `##reference=` names, relative to the VCF.
+    """The FASTA of `--reference`, or of the `##reference=` line of the VCF, relative to the VCF.
 
     None if the variants are a table with their sequences, and `--reference` is not given.
 
     Raises:
-        UserError: None is named, there is no such file, or options need a genome.
+        UserError: There is no FASTA, or an option needs a genome.
     """
     if options.reference is not None:
         return options.reference

@@ -1,6 +1,6 @@
 """`evo2 serve`: one model for many clients, over HTTP.
 
-`engine` runs the model, in one thread, for all requests at once. `app` is the web application:
-`guard` decides who may ask how much; `nim`, `openai`, `native` and `generate` answer programs,
-`mcp` answers agents, also over `stdio`, and `page` is for people.
+`engine` runs the model for all requests in one thread, with continuous batching. `app` is the web
+application: `guard` checks keys, hosts and sizes; `nim`, `openai`, `native` and `generate` are the
+APIs for programs, `mcp` the tools for agents, also over `stdio`, and `page` the page for people.
 """

@@ -1,4 +1,4 @@
-"""From the results of a job to an answer: all at once, or as a stream of events."""
+"""Responses from the results of a job: all at once, or as a stream of server-sent events."""
 
 import asyncio
 import json
@@ -11,32 +11,32 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from evo2cli.serve.engine import Engine, Job
 from evo2cli.serve.refusal import Refusal, refusal_of
 
-CLIENT_CLOSED = 499  # for the log: the client has hung up
+CLIENT_CLOSED = 499  # for the log: the client has disconnected
 
 
 class Json(JSONResponse):
-    """JSON in ASCII, which holds every text that a request can hold."""
+    """JSON in ASCII, which can hold any text of a request, also lone surrogates."""
 
     def render(self, content: Any) -> bytes:
-        """The bytes of `content`; NaN and infinity are refused."""
+        """Encode `content`; NaN and infinity raise ValueError."""
         return to_json(content).encode()
 
 
 def to_json(content: Any) -> str:
-    """JSON in ASCII."""
+    """Encode as JSON in ASCII, without NaN and infinity."""
     return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
-def refused(refusal: Refusal) -> Response:
-    """The answer that says why there is no other."""
+def refusal_response(refusal: Refusal) -> Response:
+    """The response of a refused request."""
     return Json(refusal.body(), refusal.status, refusal.headers)
 
 
 async def collect(engine: Engine, job: Job) -> list[Any]:
-    """All results of a job, which is abandoned if this is cancelled.
+    """Submit a job and wait for all its results; if this is cancelled, the job is abandoned.
 
     Raises:
-        Refusal: The job was not accepted, or has failed.
+        Refusal: The job was not accepted, or failed.
     """
     engine.submit(job)
     try:
@@ -46,37 +46,37 @@ async def collect(engine: Engine, job: Job) -> list[Any]:
 
 
 async def results(engine: Engine, job: Job, request: Request) -> list[Any]:
-    """All results of a job, unless the client hangs up before.
+    """As `collect`, but abandon the job when the client disconnects.
 
     Raises:
-        Refusal: The job was not accepted, or has failed; or the client has hung up.
+        Refusal: The job was not accepted or failed, or the client has disconnected.
     """
 
-    async def hang_up() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     collected = asyncio.ensure_future(collect(engine, job))
-    gone = asyncio.ensure_future(hang_up())
+    disconnect = asyncio.ensure_future(disconnected())
     try:
-        await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({collected, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not collected.done():
-            raise Refusal(CLIENT_CLOSED, "the client has hung up")
+            raise Refusal(CLIENT_CLOSED, "the client has disconnected")
         return collected.result()
     finally:
         collected.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
 def event_stream(
     engine: Engine, job: Job, event: Callable[[Any], dict[str, Any] | None]
 ) -> Response:
-    """An answer of server-sent events: one for each result, and "[DONE]" at the end.
+    """Submit a job and stream its results as server-sent events, with "[DONE]" at the end.
 
     Args:
         engine: Runs the job.
         job: The job.
-        event: What is sent of a result, or None.
+        event: Converts a result to the JSON of its event; None for no event.
 
     Raises:
         Refusal: The job was not accepted.
@@ -85,10 +85,10 @@ def event_stream(
 
     async def lines() -> AsyncIterator[str]:
         try:
-            async for found in job.batches():
-                sent = [each for each in map(event, found) if each is not None]
-                if sent:
-                    yield "".join(f"data: {to_json(each)}\n\n" for each in sent)
+            async for batch in job.batches():
+                events = [each for each in map(event, batch) if each is not None]
+                if events:
+                    yield "".join(f"data: {to_json(each)}\n\n" for each in events)
         except Refusal as error:
             yield f"data: {to_json(refusal_of(error).body())}\n\n"
         else:
@@ -98,16 +98,16 @@ def event_stream(
 
 
 class _Events(StreamingResponse):
-    """Events of a job, which is abandoned when the client hangs up, also before the first."""
+    """Events of a job, which is abandoned if the client disconnects, even before the first."""
 
     def __init__(self, job: Job, lines: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-store"}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self._job = job
 
-    async def __call__(self, *where: Any) -> None:
-        """Send them, as ASGI calls it."""
+    async def __call__(self, *connection: Any) -> None:
+        """Send the events; called by ASGI with scope, receive and send."""
         try:
-            await super().__call__(*where)
+            await super().__call__(*connection)
         finally:
             self._job.is_abandoned = True

@@ -1,11 +1,11 @@
-"""One model for many requests: a thread of its own runs it, a piece of work at a time.
+"""The engine: a thread that runs one model for many requests, with continuous batching.
 
-Between two tokens of the sequences that grow, others may join them or leave, and a piece of other
-work may be done: a sequence, some alleles or a chunk are scored. Every piece is computed by the
-function that the command calls, so that no result depends on what else is asked.
+Between two decoding steps, sequences join and leave the batch, and a step of other work may run: a
+sequence, some alleles or a chunk are scored. Every step calls the function that the command calls,
+so no result depends on the other requests.
 
-While the GPU computes a step, the tokens of the step before are handed over to the thread of the
-event loop, which has the time to send them.
+While the GPU computes a decoding step, the tokens of the previous step are passed to the thread of
+the event loop, which sends them.
 """
 
 import asyncio
@@ -37,24 +37,24 @@ from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.generation import PREFILL_CHUNK, Rows
 
 DEFAULT_MAX_BASES = 16_384
-# Seconds between two tokens in which prompts are begun: sequences that grow wait no longer than
-# this and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as
-# slowly as one a step, and requests of few tokens would never fill them.
-JOINING_SECONDS = 0.1
-EXTRA_GRACE = 5  # seconds from the refusal of jobs that are not over to the end of the server
+# Seconds between two decoding steps in which prefills may begin: running sequences wait at most for
+# them and one prefill. With a single prefill per step, a burst of requests would fill the batch
+# slowly, and requests for a few tokens would never fill it.
+ADMISSION_SECONDS = 0.1
+EXTRA_GRACE = 5  # seconds from the refusal of unfinished jobs to the end of the server
 
 
 @dataclass(frozen=True)
 class Served:
-    """What an engine answers requests with.
+    """The model and the data that the engine has loaded.
 
     Attributes:
         model: The model.
-        genome: The genome of `--reference`, if it is given.
-        max_bases: The most bases of a sequence, a window or a region.
-        genes: The genes of `--gff`, if it is given.
-        background: Percentiles of deltas by default windows, with `--background`.
-        noise: Rounding noise of deltas by default windows, with `--precision-check`.
+        genome: The genome of `--reference`; None without one.
+        max_bases: Maximum number of bases of a sequence, a window or a region.
+        genes: The genes of `--gff`; None without them.
+        background: Percentiles for default windows, with `--background`.
+        noise: Rounding noise for default windows, with `--precision-check`.
     """
 
     model: StripedHyena2
@@ -65,22 +65,22 @@ class Served:
     noise: Noise | None
 
 
-# Starts an iterator whose every step is a piece of work, and yields what belongs into the answer.
+# Creates an iterator that computes a part of the work in each step, and yields results.
 Work = Callable[[Served], Iterator[Any]]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A token that was drawn.
+class SampledToken:
+    """A sampled token.
 
     Attributes:
         index: Index of the sequence in its request.
-        position: Number of tokens of the sequence before it.
+        position: Number of generated tokens before it.
         token: The token.
         logprob: Its log-probability under the model, in nats.
-        seconds: When it was drawn, by the clock `time.monotonic`.
+        seconds: Time of sampling, by `time.monotonic`.
         stop_reason: Why the sequence ends with it; empty if it does not.
-        logits_V: The logits that it was drawn from, if they are kept.
+        logits_V: The logits that it was sampled from, if they are kept.
     """
 
     index: int
@@ -93,15 +93,15 @@ class Drawn:
 
 
 class Job:
-    """A request that the engine has accepted; its results are read by `async for`.
+    """A request for the engine; its results are read by `async for`.
 
     Args:
-        deadline: When it is ended if it is not done, by the clock `time.monotonic`.
+        deadline: Time at which it is refused if it is not finished, by `time.monotonic`.
 
     Attributes:
-        is_abandoned: Whether nobody waits for the results any more.
-        loop: The event loop of those who wait.
-        results: What they have not yet read.
+        is_abandoned: Whether the client has disconnected, so that the results are not needed.
+        loop: The event loop that reads the results.
+        results: Results that have not been read yet.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -116,24 +116,24 @@ class Job:
                 yield result
 
     async def batches(self) -> AsyncIterator[list[Any]]:
-        """The results in lists, each of all that have come since the last."""
+        """Yield the results in lists: all that are available at a time."""
         end = None
         while end is None:
-            found = [await self.results.get()]
+            batch = [await self.results.get()]
             while not self.results.empty():
-                found.append(self.results.get_nowait())
-            if isinstance(found[-1], _End):
-                end = found.pop()
-            if found:
-                yield found
+                batch.append(self.results.get_nowait())
+            if isinstance(batch[-1], _End):
+                end = batch.pop()
+            if batch:
+                yield batch
         if end.refusal is not None:
             raise end.refusal
 
 
 class Outbox:
-    """Results on their way from the thread of the engine to those who wait for them.
+    """Results on their way from the thread of the engine to event loops.
 
-    To wake up an event loop costs more than to handle a token, so it is done once for many.
+    Waking up an event loop costs more than handling a token, so results are sent in batches.
     """
 
     def __init__(self) -> None:
@@ -144,13 +144,13 @@ class Outbox:
         self._results.append((job, result))
 
     def send(self) -> None:
-        """Hand over what was added."""
+        """Send all results that were added."""
         results, self._results = self._results, []
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
         for job, result in results:
             by_loop.setdefault(job.loop, []).append((job, result))
         for loop, several in by_loop.items():
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_deliver, several)
 
 
@@ -167,7 +167,7 @@ class _End:
 
 
 class Task(Job):
-    """A request for anything but generation; its results are those that the work yields."""
+    """A request for anything but generation; the work yields its results."""
 
     def __init__(self, work: Work, deadline: float) -> None:
         super().__init__(deadline)
@@ -176,14 +176,14 @@ class Task(Job):
 
 
 class Generation(Job):
-    """A request for sequences; its results are pairs of an index and a `Sample`, as these end.
+    """A request for sequences; a finished sequence gives a result (index, `Sample`).
 
     Args:
-        requests: What to generate.
-        sampler: The distribution that tokens are drawn from.
-        deadline: As for a `Job`.
+        requests: The sequences to generate.
+        sampler: The distribution that tokens are sampled from.
+        deadline: As for `Job`.
         keep_logits: Keep the logits of every token.
-        each_token: Whether there is also a result `Drawn` for every token.
+        each_token: Also give a result `SampledToken` for every token.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Generation(Job):
         each_token: bool = False,
     ) -> None:
         super().__init__(deadline)
-        self.waiting = deque(enumerate(requests))
+        self.pending = deque(enumerate(requests))
         self.sampler = sampler
         self.keep_logits, self.each_token = keep_logits, each_token
         self.num_unfinished = len(requests)
@@ -204,7 +204,13 @@ class Generation(Job):
 
 @dataclass
 class Counts:
-    """What the engine has done since it started."""
+    """Statistics since the engine has started.
+
+    Attributes:
+        tokens: Sampled tokens.
+        pieces: Steps of work other than generation.
+        ended: Finished jobs by outcome.
+    """
 
     tokens: int = 0
     pieces: int = 0
@@ -212,16 +218,16 @@ class Counts:
 
 
 class Engine:
-    """Runs the model of `options` for the jobs that are submitted.
+    """Loads the model and runs it for the jobs that are submitted.
 
     Args:
         options: Options of the command.
-        on_failure: Called if there is a failure.
-        on_ready: Called when jobs are accepted.
+        on_failure: Called after a failure.
+        on_ready: Called when the engine begins to accept jobs.
 
     Attributes:
-        counts: What it has done.
-        failure: Why the model could not be opened, or is run no more.
+        counts: Statistics.
+        failure: The error that stopped the engine; None without one.
     """
 
     def __init__(
@@ -237,18 +243,18 @@ class Engine:
         self._served: Served | None = None
         self._rows: Rows
         self._changed = threading.Condition()
-        self._jobs: list[Job] = []  # all that were accepted and are not over, the oldest first
-        self._turns: deque[Task] = deque()  # whose turn it is
-        self._to_grow: deque[Generation] = deque()
-        self._growing: dict[int, tuple[Generation, int]] = {}  # by the index of the sample
+        self._jobs: list[Job] = []  # all unfinished ones, the oldest first
+        self._tasks: deque[Task] = deque()  # round robin
+        self._generations: deque[Generation] = deque()  # with pending sequences; round robin
+        self._running: dict[int, tuple[Generation, int]] = {}  # by index of the sample
         self._num_samples = 0
         self._closes_at: float | None = None
         self._outbox = Outbox()
-        self._work_resumes_at = -math.inf  # by the clock `time.monotonic`
+        self._next_task_at = -math.inf  # by `time.monotonic`
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start to load the model."""
+        """Start the thread, which loads the model first."""
         self._thread.start()
 
     @property
@@ -262,10 +268,10 @@ class Engine:
         return self._served is None and self._closes_at is None and self.failure is None
 
     def require_served(self) -> Served:
-        """The model and what belongs to it, if requests can be answered now.
+        """The model and the data, if jobs are accepted.
 
         Raises:
-            Refusal: The model is still being loaded, or the server is shutting down.
+            Refusal: The model is being loaded, or the server is shutting down.
         """
         if self._closes_at is not None:
             raise Refusal(503, "the server is shutting down")
@@ -275,23 +281,23 @@ class Engine:
 
     @property
     def num_jobs(self) -> int:
-        """Number of requests that were accepted and are not over."""
+        """Number of unfinished jobs."""
         return len(self._jobs)
 
     @property
-    def num_growing(self) -> int:
-        """Number of rows with a sequence that grows."""
-        return len(self._growing)
+    def num_running(self) -> int:
+        """Number of sequences in the decoding batch."""
+        return len(self._running)
 
     def deadline(self) -> float:
-        """When a request that comes now must be over."""
+        """The deadline of a request that comes now, by `time.monotonic`."""
         return time.monotonic() + self._options.timeout
 
     def submit(self, job: Job) -> None:
         """Accept a job.
 
         Raises:
-            Refusal: There are too many, or none is accepted.
+            Refusal: There are too many jobs, or none are accepted.
         """
         with self._changed:
             self.require_served()
@@ -299,13 +305,13 @@ class Engine:
                 raise Refusal(429, f"{len(self._jobs)} requests are being served; try again later")
             self._jobs.append(job)
             if isinstance(job, Task):
-                self._turns.append(job)
+                self._tasks.append(job)
             elif isinstance(job, Generation):
-                self._to_grow.append(job)
+                self._generations.append(job)
             self._changed.notify()
 
     def close(self, grace: float) -> None:
-        """Accept no more jobs, and refuse those that are not over after `grace` seconds."""
+        """Accept no more jobs, and refuse those that are unfinished after `grace` seconds."""
         with self._changed:
             if self._closes_at is None:
                 self._closes_at = time.monotonic() + grace
@@ -326,7 +332,7 @@ class Engine:
         self._on_ready()
         try:
             self._serve(served)
-        except Exception as error:  # a defect of ours: no request may wait for ever
+        except Exception as error:  # a bug of ours: no request may wait for ever
             self.failure = error
             self.close(0)
             for job in self._jobs:
@@ -337,21 +343,22 @@ class Engine:
             served.genome.close()
 
     def _serve(self, served: Served) -> None:
-        """Work until the engine is closed and no job is left."""
+        """Run jobs until the engine is closed and no job is left."""
         while True:
             with self._changed:
                 while not self._jobs and self._closes_at is None:
                     self._changed.wait()
                 if not self._jobs:
                     return
-            self._end_some()
-            self._join_some()
-            self._grow()
+            self._end_expired()
+            self._admit()
+            self._decode()
             self._outbox.send()
-            self._work(served)
+            self._run_task(served)
             self._outbox.send()
 
     def _open(self) -> Served:
+        """Load the model and the data, and allocate the decoding batch."""
         options = self._options
         genome = None if options.reference is None else Reference.open(options.reference)
         genes = None
@@ -377,79 +384,80 @@ class Engine:
             self._rows = Rows.within_memory(model, options.batch_size, max_bases, prompt_L=probe_L)
         return Served(model, genome, max_bases, genes, background, noise)
 
-    def _end_some(self) -> None:
-        """End jobs that nobody waits for, or that take too long."""
+    def _end_expired(self) -> None:
+        """End abandoned jobs, and refuse those after their deadline."""
         now = time.monotonic()
         for job in list(self._jobs):
             if job.is_abandoned:
                 self._end(job)
             elif now > job.deadline:
-                what = f"not done within {self._options.timeout:g} s; ask for less at a time"
-                self._end(job, Refusal(504, what))
+                message = f"not done within {self._options.timeout:g} s; ask for less at a time"
+                self._end(job, Refusal(504, message))
             elif self._closes_at is not None and now > self._closes_at:
                 self._end(job, Refusal(503, "the server is shutting down"))
 
     def _end(self, job: Job, error: BaseException | None = None) -> None:
+        """Finish a job, or refuse it for an error, and free its rows."""
         refusal = None if error is None else refusal_of(error)
-        for index in [index for index, (owner, _) in self._growing.items() if owner is job]:
-            del self._growing[index]
+        for index in [index for index, (owner, _) in self._running.items() if owner is job]:
+            del self._running[index]
         for sample in self._rows.samples:
-            if sample.index not in self._growing:
+            if sample.index not in self._running:
                 self._rows.remove(sample)
         how = "refused" if refusal else "abandoned" if job.is_abandoned else "done"
         self.counts.ended[how] += 1
         with self._changed:
-            self._jobs.remove(job)  # last: whoever sees no request also sees no row of it
-            if isinstance(job, Task) and job in self._turns:
-                self._turns.remove(job)
-            elif isinstance(job, Generation) and job in self._to_grow:
-                self._to_grow.remove(job)
+            self._jobs.remove(job)  # after its rows: `num_jobs` is 0 only when `num_running` is
+            if isinstance(job, Task) and job in self._tasks:
+                self._tasks.remove(job)
+            elif isinstance(job, Generation) and job in self._generations:
+                self._generations.remove(job)
         self._outbox.put(job, _End(refusal))
 
-    def _join_some(self) -> None:
-        """Let the next sequences grow, while rows are free and time is left."""
-        until = time.monotonic() + JOINING_SECONDS
-        while self._to_grow and self._rows.has_free_row and time.monotonic() < until:
-            self._join_one()
+    def _admit(self) -> None:
+        """Add pending sequences to the batch, while rows are free and time is left."""
+        until = time.monotonic() + ADMISSION_SECONDS
+        while self._generations and self._rows.has_free_row and time.monotonic() < until:
+            self._admit_one()
             self._outbox.send()
 
-    def _join_one(self) -> None:
-        """Let the next sequence grow; generations take turns."""
-        job = self._to_grow.popleft()
-        position, request = job.waiting.popleft()
-        if job.waiting:
-            self._to_grow.append(job)
+    def _admit_one(self) -> None:
+        """Prefill the next sequence; generations take turns."""
+        job = self._generations.popleft()
+        position, request = job.pending.popleft()
+        if job.pending:
+            self._generations.append(job)
         index = self._num_samples
         self._num_samples += 1
-        self._growing[index] = job, position
+        self._running[index] = job, position
         try:
             sample = self._rows.add(request, job.sampler, index, keep_logits=job.keep_logits)
         except Exception as error:
-            del self._growing[index]
+            del self._running[index]
             self._end(job, error)
         else:
-            self._tell(sample)
+            self._publish(sample)
 
-    def _grow(self) -> None:
-        """Draw a token for every sequence that grows."""
-        if not self._growing:
+    def _decode(self) -> None:
+        """Run a decoding step: a token for every sequence in the batch."""
+        if not self._running:
             return
         try:
             samples = self._rows.step()
         except Exception as error:
-            for job in {job for job, _ in self._growing.values()}:
+            for job in {job for job, _ in self._running.values()}:
                 self._end(job, error)
             return
         for sample in samples:
-            self._tell(sample)
+            self._publish(sample)
 
-    def _tell(self, sample: Sample) -> None:
-        """Hand over what is new of a sample, unless its job has just ended."""
-        if sample.index not in self._growing:
+    def _publish(self, sample: Sample) -> None:
+        """Add the results of the last token of a sample, unless its job has just ended."""
+        if sample.index not in self._running:
             return
-        job, index = self._growing[sample.index]
+        job, index = self._running[sample.index]
         if sample.has_ended:
-            del self._growing[sample.index]
+            del self._running[sample.index]
         if sample.problem:
             self._end(job, NonFiniteError(f"sequence {index}: {sample.problem}"))
             return
@@ -457,7 +465,7 @@ class Engine:
         if job.each_token:
             self._outbox.put(
                 job,
-                Drawn(
+                SampledToken(
                     index,
                     len(sample.ids) - 1,
                     sample.ids[-1],
@@ -473,13 +481,13 @@ class Engine:
             if job.num_unfinished == 0:
                 self._end(job)
 
-    def _work(self, served: Served) -> None:
-        """Do one piece of the work whose turn it is; then sequences grow for as long as it took."""
-        began = time.monotonic()
-        if not self._turns or (self._growing and began < self._work_resumes_at):
+    def _run_task(self, served: Served) -> None:
+        """Run a step of the next task; afterwards, decoding gets as much time as it took."""
+        started = time.monotonic()
+        if not self._tasks or (self._running and started < self._next_task_at):
             return
-        job = self._turns[0]
-        self._turns.rotate(-1)
+        job = self._tasks[0]
+        self._tasks.rotate(-1)
         try:
             if job.steps is None:
                 job.steps = job.work(served)
@@ -490,4 +498,4 @@ class Engine:
             self._end(job, error)
         self.counts.pieces += 1
         now = time.monotonic()
-        self._work_resumes_at = now + (now - began)
+        self._next_task_at = now + (now - started)

@@ -1,4 +1,4 @@
-"""Our own path of generation: `evo2 generate` with its constraints, at once or as a stream."""
+"""The path /v1/generate: `evo2 generate` with its constraints, at once or as a stream."""
 
 import asyncio
 import secrets
@@ -15,13 +15,12 @@ from evo2cli.generate.output import describe
 from evo2cli.generate.prompts import Prompt
 from evo2cli.generate.run import requests_of
 from evo2cli.serve.answers import Json, event_stream, results
-from evo2cli.serve.engine import Drawn, Engine, Generation
+from evo2cli.serve.engine import Engine, Generation, SampledToken
 from evo2cli.serve.reading import MAX_SAMPLES, Fields, check_number, read_dna
 from stripedhyena2 import Sampler
 
-MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # of a kind, in a request; and characters of one
-NAME = "prompt1"  # as the command calls the first prompt
-
+MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # patterns of a kind in a request; characters of a pattern
+NAME = "prompt1"  # the name that the command gives the first prompt
 
 Patterns = Annotated[
     list[Annotated[str, Field(max_length=MAX_PATTERN)]], Field(max_length=MAX_PATTERNS)
@@ -51,16 +50,16 @@ class Generate(Fields):
 
 
 def routes(engine: Engine) -> APIRouter:
-    """The path."""
+    """The router of the path."""
     router = APIRouter(prefix="/v1", tags=["evo2"])
-    one_at_a_time = asyncio.Lock()  # to look ahead may need a GiB
+    one_at_a_time = asyncio.Lock()  # the tables of constraints may need a GiB
 
     @router.post("/generate")
     async def generate(body: Generate, request: Request) -> Response:
         """Continue a prompt under constraints; sequences are those of `evo2 generate --json`."""
         served = engine.require_served()
         check_number("sequences", body.num_samples, MAX_SAMPLES)
-        tag, bases = read_dna(served, NAME, body.prompt, body.tokens)
+        tag, bases = read_dna(served, "prompt", body.prompt, body.tokens)
         prompt = Prompt(NAME, tag.decode(), bases)
         fields = body.model_dump(exclude={"prompt", "stream"})
         seed = secrets.randbits(63) if body.seed is None else body.seed
@@ -76,20 +75,21 @@ def routes(engine: Engine) -> APIRouter:
         )
         if body.stream:
             return event_stream(engine, job, _event(options, prompt))
-        found = dict(await results(engine, job, request))
-        rows = [describe(options, prompt, index + 1, found[index]) for index in sorted(found)]
+        samples = sorted(await results(engine, job, request), key=lambda pair: pair[0])
+        rows = [describe(options, prompt, index + 1, sample) for index, sample in samples]
         return Json({"sequences": rows})
 
     return router
 
 
 def _event(options: GenerateOptions, prompt: Prompt) -> Callable[[Any], dict[str, Any]]:
-    """What a stream says of a base, or of a sequence that has ended."""
+    """A function that makes the event of a base, or of a finished sequence."""
 
-    def event(found: Any) -> dict[str, Any]:
-        if isinstance(found, Drawn):
-            return {"sample": found.index + 1, "base": chr(found.token), "logprob": found.logprob}
-        index, sample = found
+    def event(result: Any) -> dict[str, Any]:
+        if isinstance(result, SampledToken):
+            base = chr(result.token)
+            return {"sample": result.index + 1, "base": base, "logprob": result.logprob}
+        index, sample = result
         return {"sequence": describe(options, prompt, index + 1, sample)}
 
     return event

@@ -1,7 +1,7 @@
-"""Tools for agents by the Model Context Protocol, and the path /mcp; `stdio` is the other way.
+"""Tools for agents by the Model Context Protocol, and the path /mcp; `stdio` is another transport.
 
-Names of tools, arguments and results are those of evo2-mcp (https://evo2-mcp.readthedocs.io), with
-one model instead of a choice of checkpoints. The jobs are those of the other paths.
+Tools, arguments and results have the names of evo2-mcp (https://evo2-mcp.readthedocs.io), with one
+model instead of a choice of checkpoints. They run the same jobs as the other paths.
 
 L bases, D channels of a layer.
 """
@@ -59,20 +59,20 @@ from stripedhyena2.generation import token_text
 from stripedhyena2.layers import default_layer, layer_widths, part_names
 
 MAX_RECORDS = 1000  # of a file that a tool reads
-MAX_VALUES = 2**18  # numbers in an embedding, which an agent has to read as text
+MAX_VALUES = 2**18  # numbers in an embedding, which an agent reads as text
 
 Answer = dict[str, Any]
 
 
-class Asked(Fields):
-    """Arguments of every tool."""
+class ToolArguments(Fields):
+    """Arguments of all tools."""
 
     checkpoint: str | None = Field(
         None, description="A name of list_available_checkpoints; by default the model served."
     )
 
 
-class ScoreSequence(Asked):
+class ScoreSequence(ToolArguments):
     """Log-likelihood of DNA or RNA under the model, in nats: a sequence, or every record of a file.
 
     Higher is likelier. 'mean' divides by the number of predicted bases, all but the first.
@@ -84,7 +84,7 @@ class ScoreSequence(Asked):
     strand: Literal["fwd", "rc", "both"] = "fwd"
 
 
-class ScoreSnp(Asked):
+class ScoreSnp(ToolArguments):
     """Effect of a single-nucleotide variant: how much less likely the sequence becomes, in nats.
 
     Either a sequence and the allele that replaces its central base; or a variant, or a VCF file,
@@ -102,7 +102,7 @@ class ScoreSnp(Asked):
     window: int | None = Field(None, ge=2, description="Bases around a variant of the genome.")
 
 
-class EmbedSequence(Asked):
+class EmbedSequence(ToolArguments):
     """Outputs of a layer for DNA or RNA: a vector for each base, or one vector by pooling."""
 
     sequence: str
@@ -112,7 +112,7 @@ class EmbedSequence(Asked):
     pool: Literal["none", "mean", "last", "max"] = "none"
 
 
-class GenerateSequence(Asked):
+class GenerateSequence(ToolArguments):
     """Continue DNA by sampling A, C, G and T from the model."""
 
     prompt: str
@@ -122,7 +122,7 @@ class GenerateSequence(Asked):
     seed: int | None = Field(None, ge=0, lt=2**63, description="Repeats the same sample.")
 
 
-class GetEmbeddingLayers(Asked):
+class GetEmbeddingLayers(ToolArguments):
     """Names of layers for embed_sequence."""
 
     which: Literal["recommended", "all"] = "recommended"
@@ -134,22 +134,22 @@ class ListAvailableCheckpoints(Fields):
 
 @dataclass(frozen=True)
 class _Tool:
-    """The arguments of a tool, and the function that answers it."""
+    """The arguments of a tool, and the function that runs it."""
 
     arguments: type[BaseModel]
-    answer: Callable[[Served, Any], Awaitable[Answer]]
+    run: Callable[[Served, Any], Awaitable[Answer]]
 
 
 class Tools:
-    """The tools, answered by an engine.
+    """The tools.
 
     Args:
         engine: Runs the model.
-        name: The name of the model.
-        root: The folder whose files tools may read; None for no files.
+        name: Name of the model.
+        root: Folder whose files tools may read; None for no files.
 
     Attributes:
-        num_running: Number of calls that are not answered yet.
+        num_running: Number of calls in progress.
 
     Raises:
         UserError: `root` is not a folder.
@@ -170,8 +170,8 @@ class Tools:
         }
 
     def server(self) -> "Server[Any]":
-        """A server that offers the tools over any transport."""
-        # Its messages may quote what a client sent.
+        """Create a server with the tools, for any transport."""
+        # The messages of the SDK may quote a client, so they are not logged.
         logging.getLogger("mcp").addHandler(logging.NullHandler())
         return Server(
             "evo2",
@@ -197,32 +197,32 @@ class Tools:
     async def _call(
         self, _context: Any, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        """The answer of a tool, or an error in one line."""
+        """Run a tool; an error becomes a result of one line."""
         started = time.monotonic()
-        found: Answer | None = None
+        result: Answer | None = None
         self.num_running += 1
         try:
             answer = await self._answer(params.name, params.arguments or {})
-            text, found = to_json(answer), answer
+            text, result = to_json(answer), answer
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            where = ".".join(map(str, problem["loc"]))
-            text = Refusal(422, f"{where}: {problem['msg']}").message
+            field = ".".join(map(str, problem["loc"]))
+            text = Refusal(422, f"{field}: {problem['msg']}").message
         except Exception as error:
             text = refusal_of(error).message
-            if self._root is not None:  # messages call a file by its whole path
+            if self._root is not None:  # messages have absolute paths
                 text = text.replace(f"{self._root.resolve()}/", "")
         finally:
             self.num_running -= 1
         # No text of a client gets into the log.
         name = params.name if params.name in self._tools else "other"
         seconds = time.monotonic() - started
-        console.say(f"{name} {'failed' if found is None else 'done'} {1000 * seconds:.0f} ms")
+        console.say(f"{name} {'failed' if result is None else 'done'} {1000 * seconds:.0f} ms")
         return types.CallToolResult(
             # An error may quote an argument of several lines.
             content=[types.TextContent(type="text", text=" ".join(text.splitlines()))],
-            structured_content=found,
-            is_error=found is None,
+            structured_content=result,
+            is_error=result is None,
         )
 
     async def _answer(self, name: str, given: dict[str, Any]) -> Answer:
@@ -234,52 +234,52 @@ class Tools:
         deadline = self._engine.deadline()
         while self._engine.is_loading and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return await self._tools[name].answer(self._engine.require_served(), arguments)
+        return await self._tools[name].run(self._engine.require_served(), arguments)
 
     async def _run(self, work: Callable[[Served], Iterator[Any]]) -> list[Any]:
         return await collect(self._engine, Task(work, self._engine.deadline()))
 
     def _file(self, name: str) -> Path:
-        """A file that a tool may read.
+        """Resolve the name of a file that a tool may read.
 
         Raises:
-            UserError: It is not below the root once links are followed, or there is none.
+            UserError: There is no such file below the root, after links are followed.
         """
         if self._root is None:
             raise UserError(f"{name}: this server reads no files; start it with --mcp-root FOLDER")
         root = self._root.resolve()
-        with suppress(OSError, RuntimeError, ValueError):  # a circle of links is a RuntimeError
+        with suppress(OSError, RuntimeError, ValueError):  # a cycle of links is a RuntimeError
             path = (root / name).resolve()
             if path.is_relative_to(root) and path.is_file():
                 return path
-        # One message for all, so that nothing is told of what lies elsewhere.
+        # The same message in all cases, so that it does not reveal which files exist elsewhere.
         raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
 
     async def _score_sequence(self, served: Served, arguments: ScoreSequence) -> Answer:
-        _check_one(sequence=arguments.sequence, fasta=arguments.fasta)
-        whole: Answer = {"checkpoint": self._name}
+        _require_one(sequence=arguments.sequence, fasta=arguments.fasta)
+        answer: Answer = {"checkpoint": self._name}
         read: Callable[[], Iterator[tuple[str, str]]]
         if arguments.fasta is not None:
             read = partial(_records, served, self._file(arguments.fasta), arguments.fasta)
         else:
             tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
-            whole["sequence"] = (tag + bases).decode()
-            read = partial(iter, [(SEQUENCE, whole["sequence"])])
+            answer["sequence"] = (tag + bases).decode()
+            read = partial(iter, [(SEQUENCE, answer["sequence"])])
 
         def work(served: Served) -> Iterator[Row]:
             for _ in read():
-                pass  # a file that is refused is refused before anything is scored
+                pass  # an invalid file is refused before anything is scored
             for named in read():
                 yield from score_sequences([named], served.model, strand=arguments.strand)
 
         rows = await self._run(work)
         if arguments.fasta is not None:
-            whole |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
+            answer |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
         scores = [row[f"{arguments.reduce_method}_logprob"] for row in rows]
-        return whole | {"reduce_method": arguments.reduce_method, "scores": scores}
+        return answer | {"reduce_method": arguments.reduce_method, "scores": scores}
 
     async def _score_snp(self, served: Served, arguments: ScoreSnp) -> Answer:
-        _check_one(sequence=arguments.sequence, variant=arguments.variant, vcf=arguments.vcf)
+        _require_one(sequence=arguments.sequence, variant=arguments.variant, vcf=arguments.vcf)
         if arguments.sequence is not None:
             return await self._score_central_base(served, arguments)
         if arguments.alternative_allele is not None:
@@ -292,15 +292,15 @@ class Tools:
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
             if path is None:
-                records = [read_variant(0, arguments.variant or "")]
+                records = [read_variant("variant", arguments.variant or "")]
             else:
-                records = list(_bounded(read_vcf(path).records, arguments.vcf or ""))
+                records = list(_limited(read_vcf(path).records, arguments.vcf or ""))
             yield from score_in_pieces(scorer, records)
 
         return {"checkpoint": self._name, "variants": in_order(await self._run(work))}
 
     async def _score_central_base(self, served: Served, arguments: ScoreSnp) -> Answer:
-        """The two sequences as `evo2 score` compares those of a table, on the forward strand."""
+        """Score the two sequences as `evo2 score` does those of a table, on the forward strand."""
         if arguments.window is not None:
             raise UserError("window: only with variant or vcf")
         tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
@@ -319,8 +319,8 @@ class Tools:
         )
 
         def work(served: Served) -> Iterator[Row]:
-            options = AlleleOptions(strand=Strand.FORWARD)
-            yield from VariantScorer(served.model, Reference.none(), options).score(record)
+            genome, options = Reference.from_sequences({}), AlleleOptions(strand=Strand.FORWARD)
+            yield from VariantScorer(served.model, genome, options).score(record)
 
         (row,) = await self._run(work)
         divisor = len(bases) - 1 if arguments.reduce_method == "mean" else 1
@@ -350,8 +350,8 @@ class Tools:
                     f"the embedding would have {num_values * len(letters):,} numbers, more than "
                     f"{MAX_VALUES:,}; ask for pool 'mean', or for a shorter sequence",
                 )
-            found = served.model.embed([letters], layers=modules, pool=arguments.pool)
-            yield torch.cat([found[module][0] for module in modules], dim=-1).float().tolist()
+            outputs = served.model.embed([letters], layers=modules, pool=arguments.pool)
+            yield torch.cat([outputs[module][0] for module in modules], dim=-1).float().tolist()
 
         (embedding,) = await self._run(work)
         return {
@@ -364,7 +364,8 @@ class Tools:
 
     async def _generate_sequence(self, served: Served, arguments: GenerateSequence) -> Answer:
         seed = secrets.randbits(63) if arguments.seed is None else arguments.seed
-        requests = sample_requests(served, [arguments.prompt], 1, arguments.n_tokens, seed)
+        prompts = {"prompt": arguments.prompt}
+        requests = sample_requests(served, prompts, 1, arguments.n_tokens, seed)
         sampler = Sampler(arguments.temperature, arguments.top_k, 1.0)
         job = Generation(requests, sampler, self._engine.deadline())
         ((_, sample),) = await collect(self._engine, job)
@@ -380,15 +381,17 @@ class Tools:
 
     async def _get_embedding_layers(self, served: Served, arguments: GetEmbeddingLayers) -> Answer:
         config = served.model.config
-        every = arguments.which == "all"
+        wants_all = arguments.which == "all"
         return {
             "checkpoint": self._name,
-            "layers": part_names(config) if every else [default_layer(config)],
+            "layers": part_names(config) if wants_all else [default_layer(config)],
             "info": "The block at 26/32 of the depth is the one that published classifiers and "
             "autoencoders of Evo 2 read. Blocks also have the parts .mixer and .mlp.",
         }
 
-    async def _list_checkpoints(self, served: Served, _asked: ListAvailableCheckpoints) -> Answer:
+    async def _list_checkpoints(
+        self, served: Served, _arguments: ListAvailableCheckpoints
+    ) -> Answer:
         config = served.model.config
         description = (
             f"{config.depth} blocks of width {config.width}, trained on windows of "
@@ -397,18 +400,22 @@ class Tools:
         return {"result": [{"name": self._name, "description": description}]}
 
 
-def _check_one(**inputs: str | None) -> None:
-    """Refuse none or several of the inputs that exclude each other.
+def _require_one(**inputs: str | None) -> None:
+    """Check that exactly one of the arguments is given.
 
     Raises:
-        UserError: Not exactly one is given.
+        UserError: None is given, or several.
     """
     if sum(value is not None for value in inputs.values()) != 1:
         raise UserError(f"give one of {', '.join(inputs)}")
 
 
-def _bounded(records: Iterator[Any], name: str) -> Iterator[Any]:
-    """The records of a file, which is refused if they are too many for one call."""
+def _limited(records: Iterator[Any], name: str) -> Iterator[Any]:
+    """Yield the records of a file, up to the limit of a call.
+
+    Raises:
+        Refusal: There are more.
+    """
     for number, record in enumerate(records, start=1):
         if number > MAX_RECORDS:
             raise Refusal(
@@ -418,14 +425,14 @@ def _bounded(records: Iterator[Any], name: str) -> Iterator[Any]:
 
 
 def _records(served: Served, path: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Names and sequences of a FASTA file."""
-    for record in _bounded(read_records(path), name):
-        check_length(served, record.name, len(record.sequence))
+    """Yield names and sequences of a FASTA file."""
+    for record in _limited(read_records(path), name):
+        check_length(served, f"{name}: record {record.name!r}", len(record.sequence))
         yield record.name, record.sequence.decode()
 
 
-class _Exchange(Response):
-    """An answer that the SDK writes; it also reads the request."""
+class _McpResponse(Response):
+    """A response written by the SDK, which also reads the request."""
 
     def __init__(self, manager: StreamableHTTPSessionManager) -> None:
         super().__init__()
@@ -436,12 +443,12 @@ class _Exchange(Response):
 
 
 def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
-    """The path.
+    """The router of the path.
 
     Raises:
         UserError: --mcp-root is not a folder.
     """
-    # Every request is complete in itself, so no session can be left open.
+    # Without sessions: every request is complete in itself.
     manager = StreamableHTTPSessionManager(
         Tools(engine, name, options.mcp_root).server(),
         stateless=True,
@@ -452,6 +459,6 @@ def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
     @router.post("/mcp", include_in_schema=False)  # its schemas are those of the tools
     async def mcp() -> Response:
         """Messages of agents."""
-        return _Exchange(manager)
+        return _McpResponse(manager)
 
     return router

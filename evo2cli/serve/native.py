@@ -1,4 +1,4 @@
-"""Our own paths: scores of sequences and variants, saturation, tracks, and genes."""
+"""Our own paths: scores of sequences and variants, saturation, tracks and genes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
@@ -29,6 +30,7 @@ from evo2cli.serve.reading import (
     Fields,
     check_length,
     check_number,
+    naming,
     read_dna,
 )
 from evo2cli.serve.refusal import Refusal
@@ -38,22 +40,22 @@ from evo2cli.track.run import DEFAULT_LEAD, Section, section_values
 
 MAX_VARIANTS = 10_000  # of a request
 ROW_FIELDS = tuple(field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE)
-Scored = tuple[int, list[Row]] | None  # the index of a record, and the rows of an allele of it
-SEQUENCE = "sequence"  # the contig that the sequence of a request is
+Scored = tuple[int, list[Row]] | None  # index of a record and rows of an allele; None in between
+SEQUENCE = "sequence"  # the contig of a sequence that is scored without a genome
 
 
 class Score(Fields):
-    """A request for the log-likelihoods of sequences."""
+    """A request for log-likelihoods of sequences."""
 
     sequences: list[str] = Field(min_length=1)
     strand: Literal["fwd", "rc", "both"] = "fwd"
-    per_base: bool = Field(False, description="Also the log-probability of each base.")
+    per_base: bool = Field(False, description="Also return the log-probability of each base.")
 
 
 class WindowFields(Fields):
-    """Which windows an allele is scored by, as `evo2 score` has them."""
+    """The windows around an allele, as in `evo2 score`."""
 
-    window: int | None = None
+    window: int | None = Field(None, ge=2)
     windows: Windows = Windows.CENTRED
     strand: Literal["fwd", "rc", "both"] = "both"
     indel_mode: IndelMode = IndelMode.FIXED
@@ -61,13 +63,13 @@ class WindowFields(Fields):
 
 
 class Variants(WindowFields):
-    """A request for the scores of variants."""
+    """A request for scores of variants."""
 
     variants: list[str] = Field(
         min_length=1, description="chrom-pos-ref-alt, chrom:pos:ref>alt, or lines of a VCF."
     )
     percentiles: bool = Field(
-        True, description="With EVO2_PCT, if the server has a background and windows are default."
+        True, description="Add EVO2_PCT, if the server has a background and windows are default."
     )
 
 
@@ -90,7 +92,7 @@ class Track(Target):
         "fwd", description="rc reads the reverse complement: each base given those to its right."
     )
     window: int | None = Field(
-        None, ge=0, description="Bases that are read before a region; 8192 by default."
+        None, ge=0, description="Bases to read before a region; 8192 by default."
     )
 
 
@@ -101,12 +103,12 @@ class InRegion(Fields):
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What is added to scores by default windows.
+class Annotator:
+    """Adds percentiles and the status NOISE to rows.
 
     Attributes:
-        background: Percentiles.
-        noise: Rounding noise.
+        background: Percentiles; None for none.
+        noise: Rounding noise; None if it is unknown.
         fields: Fields of a row.
     """
 
@@ -115,12 +117,15 @@ class Marks:
     fields: Sequence[str] = ROW_FIELDS
 
     def steps(self, record: VariantRecord) -> Iterator[None]:
-        """Do what is needed before a record gets its marks, a piece of work between two steps."""
+        """Score the random variants that a record needs for its percentiles, one per step."""
         if self.background is not None:
-            yield from self.background.prepare(record)
+            try:
+                yield from self.background.prepare(record)
+            except UserError as error:  # e.g. a full disk, which is not a mistake of the client
+                console.warn(str(error))
 
     def rows(self, record: VariantRecord, rows: Sequence[Row]) -> list[Row]:
-        """A row of the answer for each allele of a record."""
+        """The rows of the response for the alleles of a record."""
         if self.background is not None:
             rows = self.background.add_percentiles(record, rows)
         if self.noise is not None:
@@ -128,11 +133,11 @@ class Marks:
         return list(allele_rows(record, rows, self.fields))
 
 
-PLAIN = Marks()  # adds nothing
+PLAIN = Annotator()  # adds nothing
 
 
 def routes(engine: Engine) -> APIRouter:
-    """The paths."""
+    """The router of the paths."""
     router = APIRouter(prefix="/v1", tags=["evo2"])
 
     @router.post("/score")
@@ -140,17 +145,19 @@ def routes(engine: Engine) -> APIRouter:
         """Log-likelihoods of sequences, in nats; rows are those of `evo2 score`."""
         check_number("sequences", len(body.sequences), MAX_SEQUENCES)
         served = engine.require_served()
-        names = [f"sequence {index}" for index in range(len(body.sequences))]
-        for name, text in zip(names, body.sequences, strict=True):
-            tag, bases = read_dna(served, name, text)
+        for index, text in enumerate(body.sequences):
+            field = f"sequences[{index}]"
+            tag, bases = read_dna(served, field, text)
             if body.per_base and (tag or body.strand == "both" or len(bases) < 2):
                 raise Refusal(
-                    422, f"{name}: per_base needs two bases or more, one strand and no lineage tag"
+                    422,
+                    f"{field}: per_base needs two bases or more, one strand and no lineage tag",
                 )
 
         def work(served: Served) -> Iterator[dict[str, Any]]:
-            for name, text in zip(names, body.sequences, strict=True):
-                rows = score_sequences([(name, text)], served.model, strand=body.strand)
+            for index, text in enumerate(body.sequences):
+                named = [(f"sequence {index}", text)]
+                rows = score_sequences(named, served.model, strand=body.strand)
                 row: dict[str, Any] = dict(next(rows))
                 if body.per_base:
                     strand: Literal["fwd", "rc"] = "rc" if body.strand == "rc" else "fwd"
@@ -158,21 +165,21 @@ def routes(engine: Engine) -> APIRouter:
                     row["logprobs"] = [rounded(value) for value in logprobs_L.tolist()]
                 yield row
 
-        found = await results(engine, Task(work, engine.deadline()), request)
-        return Json({"scores": found})
+        scores = await results(engine, Task(work, engine.deadline()), request)
+        return Json({"scores": scores})
 
     @router.post("/variants")
     async def variants(body: Variants, request: Request) -> Response:
         """Scores of variants against the genome; rows are those of `evo2 score`."""
         check_number("variants", len(body.variants), MAX_VARIANTS)
         options = _options(body, engine.require_served())
-        records = [read_variant(index, text) for index, text in enumerate(body.variants)]
+        records = [read_variant(f"variants[{i}]", text) for i, text in enumerate(body.variants)]
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
-            marks = _marks(served, options, body.percentiles)
-            yield from score_in_pieces(scorer, records, marks)
+            annotator = _annotator(served, options, body.percentiles)
+            yield from score_in_pieces(scorer, records, annotator)
 
         return await _rows(engine, work, request)
 
@@ -182,11 +189,11 @@ def routes(engine: Engine) -> APIRouter:
         options = _options(body, engine.require_served())
 
         def work(served: Served) -> Iterator[Scored]:
-            genome, region = _target(served, body)
+            genome, region = _resolve_target(served, body)
             scorer = VariantScorer(served.model, genome, options, brief=True)
-            # Without percentiles: random variants of 96 kinds would take longer than any request.
-            marks = _marks(served, options, False) if genome is served.genome else PLAIN
-            yield from score_in_pieces(scorer, list(snv_records(genome, region)), marks)
+            # Without percentiles: random variants of all 96 kinds would take too long.
+            annotator = _annotator(served, options, False) if genome is served.genome else PLAIN
+            yield from score_in_pieces(scorer, list(snv_records(genome, region)), annotator)
 
         return await _rows(engine, work, request)
 
@@ -195,11 +202,10 @@ def routes(engine: Engine) -> APIRouter:
         """A value for every base: log-probability (nats) or entropy (bits), by `evo2 track`."""
         if body.window is not None:
             check_length(engine.require_served(), "window", body.window)
-
         is_forward = body.strand == "fwd"
 
         def work(served: Served) -> Iterator[Section | list[float]]:
-            genome, region = _target(served, body)
+            genome, region = _resolve_target(served, body)
             context = served.model.config.context
             lead = min(DEFAULT_LEAD, context) if body.window is None else body.window
             first, end = max(0, region.start - lead), region.end
@@ -216,7 +222,7 @@ def routes(engine: Engine) -> APIRouter:
 
         section, *parts = await results(engine, Task(work, engine.deadline()), request)
         values = [rounded(value) for part in parts for value in part]
-        # The first base that is read has no value if nothing is read before it.
+        # A first base without any base before it has no value.
         missing = len(section.bases) - len(values)
         bases, start = section.bases[missing:], section.start + missing
         if not is_forward:
@@ -229,25 +235,24 @@ def routes(engine: Engine) -> APIRouter:
     async def genes(body: InRegion) -> Response:
         """Genes of a region, with all their exons and coding parts: [start, end), 0-based."""
         served = engine.require_served()
-        region = locate_region(genome_of(served), body.region)
-        check_length(served, body.region, len(region))
+        region = _read_region(served, body.region)
         if served.genes is None:
             raise UserError("this server has no genes; start it with --gff genes.gff3")
-        found = served.genes.overlapping(region.name, region.start, region.end)
-        return Json({"genes": [asdict(gene) for gene in found]})
+        overlapping = served.genes.overlapping(region.name, region.start, region.end)
+        return Json({"genes": [asdict(gene) for gene in overlapping]})
 
     return router
 
 
 async def _rows(engine: Engine, work: Any, request: Request) -> Response:
-    found = await results(engine, Task(work, engine.deadline()), request)
-    return Json({"variants": in_order(found)})
+    scored = await results(engine, Task(work, engine.deadline()), request)
+    return Json({"variants": in_order(scored)})
 
 
-def in_order(found: Iterable[Scored]) -> list[Row]:
-    """The rows of alleles, in the order of the records."""
-    scored = sorted(filter(None, found), key=lambda pair: pair[0])
-    return [row for _, rows in scored for row in rows]
+def in_order(scored: Iterable[Scored]) -> list[Row]:
+    """The rows of alleles from `score_in_pieces`, in the order of the records."""
+    pairs = sorted(filter(None, scored), key=lambda pair: pair[0])
+    return [row for _, rows in pairs for row in rows]
 
 
 def _options(body: WindowFields, served: Served) -> AlleleOptions:
@@ -257,75 +262,82 @@ def _options(body: WindowFields, served: Served) -> AlleleOptions:
     return AlleleOptions(**fields)
 
 
-def _marks(served: Served, options: AlleleOptions, has_percentiles: bool) -> Marks:
-    """What is added to rows; noise and percentiles are known for default windows only."""
+def _annotator(served: Served, options: AlleleOptions, has_percentiles: bool) -> Annotator:
+    """Create the annotator of a request; noise and percentiles exist only for default windows."""
     background = served.background if has_percentiles else None
     fields = ROW_FIELDS if background is None else (*FIELDS, *WINDOW_COLUMNS)
-    usual = AlleleOptions(on_ref_mismatch=options.on_ref_mismatch, strand=Strand.BOTH)
+    defaults = AlleleOptions(on_ref_mismatch=options.on_ref_mismatch, strand=Strand.BOTH)
     default_window = min(DEFAULT_WINDOW, served.model.config.context)
     given = replace(options, window=None if options.window == default_window else options.window)
-    if given != usual:
-        return Marks(fields=fields)
-    return Marks(background, served.noise, fields)
+    if given != defaults:
+        return Annotator(fields=fields)
+    return Annotator(background, served.noise, fields)
 
 
 def genome_of(served: Served) -> Reference:
-    """The genome that is served.
+    """The genome of the server.
 
     Raises:
-        UserError: There is none.
+        UserError: It has none.
     """
     if served.genome is None:
         raise UserError("this server has no genome; start it with --reference genome.fa")
     return served.genome
 
 
-def read_variant(index: int, text: str) -> VariantRecord:
-    """A variant written as one word, or as a line of a VCF.
+def read_variant(field: str, text: str) -> VariantRecord:
+    """Parse a variant, written as one word or as a line of a VCF.
+
+    Args:
+        field: Field of the request, for messages, e.g. "variants[2]".
+        text: The variant.
 
     Raises:
-        UserError: It is neither; a line is called by its index.
+        UserError: It is not a variant.
     """
     clean = text.encode(errors="replace").decode().strip("\r\n")
-    if "\t" not in clean.strip():
-        return read_variant_name(clean)
-    try:
-        return read_line(clean.encode())
-    except ValueError as error:
-        raise UserError(f"variant {index}: {error}") from None
+    with naming(field):
+        if "\t" not in clean.strip():
+            return read_variant_name(clean)
+        try:
+            return read_line(clean.encode())
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def score_in_pieces(
-    scorer: VariantScorer, records: Sequence[VariantRecord], marks: Marks = PLAIN
+    scorer: VariantScorer, records: Sequence[VariantRecord], annotator: Annotator = PLAIN
 ) -> Iterator[Scored]:
-    """The rows of each allele with the index of its record, one after the other; None in between.
+    """Yield the index of a record and the rows of an allele, one allele per step.
 
-    They come by position, so that neighbours share windows.
+    Alleles are scored in the order of their positions, so that neighbours share windows. Further
+    steps yield None.
     """
     order = sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start))
     alleles = [(index, alternate) for index in order for alternate in records[index].alternates]
     single = [replace(records[index], alternates=(alternate,)) for index, alternate in alleles]
     for (index, _), record, rows in zip(alleles, single, scorer.score_all(single), strict=True):
-        yield from marks.steps(record)
-        yield index, marks.rows(record, rows)
+        yield from annotator.steps(record)
+        yield index, annotator.rows(record, rows)
 
 
-def _target(served: Served, body: Target) -> tuple[Reference, Interval]:
-    """The genome and the region that a request means; a sequence is a genome of its own."""
+def _read_region(served: Served, text: str) -> Interval:
+    """Parse the field `region`."""
+    genome = genome_of(served)
+    with naming("region"):
+        region = locate_region(genome, text)
+    check_length(served, "region", len(region))
+    return region
+
+
+def _resolve_target(served: Served, body: Target) -> tuple[Reference, Interval]:
+    """The genome and the region of a request; a sequence is a genome with one contig."""
     if (body.region is None) == (body.sequence is None):
         raise UserError("give either a region or a sequence")
     if body.region is not None:
-        genome = genome_of(served)
-        region = locate_region(genome, body.region)
-        check_length(served, body.region, len(region))
-        return genome, region
+        return genome_of(served), _read_region(served, body.region)
     tag, bases = read_dna(served, SEQUENCE, body.sequence or "")
     if tag or len(bases) < 2:
         raise UserError("sequence: needs two bases or more, and no lineage tag")
     whole = Interval(SEQUENCE, 0, len(bases))
-    genome = Reference(
-        {SEQUENCE: len(bases)},
-        lambda interval: bases[interval.start : interval.end],
-        lambda: None,
-    )
-    return genome, whole
+    return Reference.from_sequences({SEQUENCE: bases}), whole

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from evo2cli.serve.answers import Json, results
-from evo2cli.serve.engine import Drawn, Engine, Generation, Served, Task
+from evo2cli.serve.engine import Engine, Generation, SampledToken, Served, Task
 from evo2cli.serve.reading import check_answer, check_number, read_dna, sample_requests
 from stripedhyena2 import Sampler, StripedHyena2
 from stripedhyena2.generation import PREFILL_CHUNK, token_text
@@ -34,7 +34,7 @@ from stripedhyena2.scoring import require_finite, token_ids
 MODELS = ("evo2", "evo2-7b", "evo2-40b")
 Layout = Literal["sequence-first", "batch-first"]
 LOGITS = ("output_layer", "unembed")
-STATIC = ("embedding", "embedding_layer")  # the table of tokens, which clients took for embeddings
+STATIC = ("embedding", "embedding_layer")  # the token table, mistaken by clients for embeddings
 _MEGATRON = re.compile(r"decoder\.(?:layers\.(?P<block>\d{1,4})(?:\.(?P<part>.+))?|final_norm)")
 _PARTS = {
     None: ("",),
@@ -61,14 +61,14 @@ class Generate(BaseModel):
 
 
 class Forward(BaseModel):
-    """A request for the outputs of layers."""
+    """A request for outputs of layers."""
 
     sequence: str = Field(min_length=1)
     output_layers: list[str] = Field(min_length=1)
 
 
 def routes(engine: Engine, max_layers: int) -> APIRouter:
-    """The paths, below both prefixes."""
+    """The router of the paths, with both prefixes and all names of the model."""
     router = APIRouter(tags=["NIM"])
 
     async def generate(body: Generate, request: Request) -> Response:
@@ -76,22 +76,23 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
         started = time.monotonic()
         defaults = {name: field.default for name, field in Generate.model_fields.items()}
         given = {name: value for name, value in body if value is not None}
-        values: dict[str, Any] = defaults | given  # null is the default
+        values: dict[str, Any] = defaults | given  # null means the default
         num_tokens = values["num_tokens"]
         served = engine.require_served()
         if body.enable_logits:
             check_answer(num_tokens * served.model.config.vocabulary)
         job = Generation(
-            sample_requests(served, [body.sequence], 1, num_tokens, body.random_seed),
+            sample_requests(served, {"sequence": body.sequence}, 1, num_tokens, body.random_seed),
             Sampler(values["temperature"], values["top_k"], values["top_p"] or 1.0),
             engine.deadline(),
             keep_logits=body.enable_logits,
             each_token=body.enable_elapsed_ms_per_token,
         )
-        found = await results(engine, job, request)
-        (sample,) = [each[1] for each in found if not isinstance(each, Drawn)]
-        times = [started, *(each.seconds for each in found if isinstance(each, Drawn))]
-        steps = [_ms(after - before) for before, after in pairwise(times)]
+        both = await results(engine, job, request)
+        tokens = [each for each in both if isinstance(each, SampledToken)]
+        ((_, sample),) = [each for each in both if not isinstance(each, SampledToken)]
+        times = [started, *(token.seconds for token in tokens)]
+        steps = [_milliseconds(after - before) for before, after in pairwise(times)]
         return Json(
             {
                 "sequence": token_text(sample.ids),
@@ -99,7 +100,7 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
                 "sampled_probs": [math.exp(value) for value in sample.logprobs]
                 if body.enable_sampled_probs
                 else None,
-                "elapsed_ms": _ms(time.monotonic() - started),
+                "elapsed_ms": _milliseconds(time.monotonic() - started),
                 "elapsed_ms_per_token": steps or None,
             }
         )
@@ -108,7 +109,7 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
         async def forward(
             body: Forward, request: Request, x_evo2_layout: Annotated[Layout, Header()] = layout
         ) -> Response:
-            """Outputs of layers as base64 of an .npz; the header X-Evo2-Layout orders the axes."""
+            """Outputs of layers, as base64 of an .npz; X-Evo2-Layout sets the order of the axes."""
             started = time.monotonic()
             check_number("layers", len(body.output_layers), max_layers)
             axis = 1 if x_evo2_layout == "sequence-first" else 0
@@ -117,7 +118,7 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
                 yield _outputs(served, body.sequence, body.output_layers, axis)
 
             (data,) = await results(engine, Task(work, engine.deadline()), request)
-            answer = {"data": data, "elapsed_ms": _ms(time.monotonic() - started)}
+            answer = {"data": data, "elapsed_ms": _milliseconds(time.monotonic() - started)}
             headers = {}
             if not set(body.output_layers).isdisjoint(STATIC):
                 note = "embedding is the static table of tokens, the same in every context"
@@ -129,35 +130,42 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
     for model in MODELS:
         for prefix, layout in (("", "sequence-first"), ("/v1", "batch-first")):
             path = f"{prefix}/biology/arc/{model}"
-            shown = prefix == "" and model == MODELS[0]
-            router.post(f"{path}/generate", include_in_schema=shown)(generate)
-            router.post(f"{path}/forward", include_in_schema=shown)(forward(layout))  # type: ignore[arg-type]
+            is_documented = prefix == "" and model == MODELS[0]
+            router.post(f"{path}/generate", include_in_schema=is_documented)(generate)
+            router.post(f"{path}/forward", include_in_schema=is_documented)(forward(layout))  # type: ignore[arg-type]
     return router
 
 
-def _ms(seconds: float) -> int:
+def _milliseconds(seconds: float) -> int:
     return round(1000 * seconds)
 
 
 def modules_of(model: StripedHyena2, name: str) -> list[str]:
-    """The modules whose outputs, side by side, are the layer that a client names.
+    """The modules whose concatenated outputs are the layer with this name.
 
     Raises:
         InputError: The model has no such layer.
     """
     if name in STATIC:
         return ["embedding"]
-    found = _MEGATRON.fullmatch(name)
-    if found is None:
+    match = _MEGATRON.fullmatch(name)
+    if match is None:
         return [find_module(model, name)]
-    if found["block"] is None:
+    if match["block"] is None:
         return ["norm"]
-    parts = _PARTS.get(found["part"], (f".{found['part']}",))
-    return [find_module(model, f"blocks.{int(found['block'])}{part}") for part in parts]
+    parts = _PARTS.get(match["part"], (f".{match['part']}",))
+    return [find_module(model, f"blocks.{int(match['block'])}{part}") for part in parts]
 
 
 def _outputs(served: Served, text: str, layers: list[str], axis: int) -> str:
-    """The outputs of layers, base64 of an .npz with arrays `<layer>.output`."""
+    """The outputs of layers, as base64 of an .npz with the arrays `<layer>.output`.
+
+    Args:
+        served: The model.
+        text: The sequence.
+        layers: Names of the layers.
+        axis: Where the batch axis is inserted: arrays are [1, L, H] for 0, [L, 1, H] for 1.
+    """
     model = served.model
     tag, bases = read_dna(served, "sequence", text)
     letters = tag + bases
@@ -169,8 +177,8 @@ def _outputs(served: Served, text: str, layers: list[str], axis: int) -> str:
     check_answer(len(letters) * num_values)
     outputs: dict[str, Tensor] = {}
     if needed:
-        found = model.embed([letters], layers=needed, pool="none")
-        vectors = {module: found[module][0] for module in needed}
+        embeddings = model.embed([letters], layers=needed, pool="none")
+        vectors = {module: embeddings[module][0] for module in needed}
         outputs = {
             name: torch.cat([vectors[module] for module in each], dim=1)
             for name, each in modules.items()
@@ -186,7 +194,7 @@ def _outputs(served: Served, text: str, layers: list[str], axis: int) -> str:
 
 @torch.inference_mode()
 def _logits(model: StripedHyena2, letters: bytes) -> Tensor:
-    """The logits [L, V] after each base."""
+    """The logits after each base, [L, V], on the CPU."""
     ids_L = token_ids(model, letters)
     cache = model.new_cache(1)
     logits_LV = torch.cat(

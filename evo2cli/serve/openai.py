@@ -1,4 +1,4 @@
-"""The paths of OpenAI: completions, which also score, and embeddings.
+"""The paths of OpenAI's API: completions, which also score, and embeddings.
 
 V vocabulary.
 """
@@ -6,7 +6,7 @@ V vocabulary.
 import base64
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evo2cli.errors import UserError
 from evo2cli.serve.answers import Json, event_stream, results
-from evo2cli.serve.engine import Drawn, Engine, Generation, Served, Task
+from evo2cli.serve.engine import Engine, Generation, SampledToken, Served, Task
 from evo2cli.serve.nim import MODELS, modules_of
 from evo2cli.serve.reading import (
     MAX_SEQUENCES,
@@ -35,9 +35,9 @@ from stripedhyena2.layers import default_layer
 from stripedhyena2.scoring import CHUNK, ScoringState, require_finite, token_logprobs
 
 Texts = str | list[str] | list[int] | list[list[int]]
-Top = dict[str, float]  # the likeliest tokens and their log-probabilities
+TopLogprobs = dict[str, float]  # log-probabilities of the likeliest tokens
 
-VALUES_OF_TOP = 16  # an entry of it takes the memory of as many numbers
+VALUES_PER_TOP = 16  # numbers that take as much memory as an entry of `TopLogprobs`
 
 
 class Completion(BaseModel):
@@ -54,7 +54,7 @@ class Completion(BaseModel):
     n: Annotated[int, Field(ge=1)] | None = 1
     seed: int | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
-        None, description="With log-probabilities, and those of as many likeliest tokens."
+        None, description="Return log-probabilities, and those of this many likeliest tokens."
     )
     echo: bool | None = False
     stream: bool | None = False
@@ -67,7 +67,7 @@ class Completion(BaseModel):
 
 
 class Embeddings(BaseModel):
-    """A request for the embeddings of sequences."""
+    """A request for embeddings of sequences."""
 
     model: str
     input: Texts
@@ -80,13 +80,13 @@ class Embeddings(BaseModel):
 
 @dataclass
 class _Tokens:
-    """Text with its log-probabilities, as a choice of a completion has them."""
+    """Text of a completion, and its log-probabilities by token."""
 
     text: str
     logprobs: list[float | None]
-    tops: list[Top | None]
+    tops: list[TopLogprobs | None]
 
-    def described(self, first: int = 0) -> dict[str, Any]:
+    def to_json(self, first: int = 0) -> dict[str, Any]:
         """The object `logprobs`; offsets count from `first`."""
         return {
             "tokens": list(self.text),
@@ -97,7 +97,12 @@ class _Tokens:
 
 
 def routes(engine: Engine, name: str) -> APIRouter:
-    """The paths; `name` is the model's."""
+    """The router of the paths.
+
+    Args:
+        engine: Runs the model.
+        name: Name of the model.
+    """
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models")
@@ -112,15 +117,16 @@ def routes(engine: Engine, name: str) -> APIRouter:
         served = engine.require_served()
         _check_model(body.model, name)
         _check_supported(body)
-        prompts = _texts("prompt", body.prompt)
+        prompts = _read_texts("prompt", body.prompt)
         num_tokens = 16 if body.max_tokens is None else body.max_tokens
         num_samples = body.n or 1
         check_number("choices", len(prompts) * num_samples, MAX_SEQUENCES)
-        read = [b"".join(read_dna(served, f"prompt {i}", text)) for i, text in enumerate(prompts)]
+        letters = {field: b"".join(read_dna(served, field, prompts[field])) for field in prompts}
         if body.logprobs:
             num_logits = num_tokens * len(prompts) * num_samples * served.model.config.vocabulary
-            check_answer(num_logits + sum(map(len, read)) * body.logprobs * VALUES_OF_TOP)
-        whole = {
+            num_bases = sum(map(len, letters.values()))
+            check_answer(num_logits + num_bases * body.logprobs * VALUES_PER_TOP)
+        envelope = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
@@ -142,36 +148,37 @@ def routes(engine: Engine, name: str) -> APIRouter:
         if body.stream:
             if job is None or body.echo:
                 raise Refusal(422, "stream: needs max_tokens above 0, and no echo")
-            starts = [len(prompt) for prompt in read for _ in range(num_samples)]
-            return event_stream(engine, job, partial(_chunk, whole, body, starts))
-        echoed = [_Tokens("", [], [])] * len(read)
+            starts = [len(prompt) for prompt in letters.values() for _ in range(num_samples)]
+            return event_stream(engine, job, partial(_chunk, envelope, body, starts))
+        echoed = [_Tokens("", [], [])] * len(letters)
         if body.echo:
-            echoed = await _echo(engine, body, read, request)
-        drawn = [_Tokens("", [], [])] * (len(read) * num_samples)
+            echoed = await _echo(engine, body, letters, request)
+        generated = [_Tokens("", [], [])] * (len(letters) * num_samples)
         if job is not None:
             for index, sample in await results(engine, job, request):
-                drawn[index] = _Tokens(
+                generated[index] = _Tokens(
                     token_text(sample.ids),
                     list(sample.logprobs),
-                    _tops(sample.logits, body.logprobs or 0) or [None] * len(sample.ids),
+                    _top_logprobs(sample.logits, body.logprobs or 0) or [None] * len(sample.ids),
                 )
         choices = []
-        for index, grown in enumerate(drawn):
-            before, prompt = echoed[index // num_samples], read[index // num_samples]
+        lengths = [len(prompt) for prompt in letters.values()]
+        for index, after in enumerate(generated):
+            before = echoed[index // num_samples]
             both = _Tokens(
-                before.text + grown.text, before.logprobs + grown.logprobs, before.tops + grown.tops
+                before.text + after.text, before.logprobs + after.logprobs, before.tops + after.tops
             )
-            first = 0 if body.echo else len(prompt)
+            first = 0 if body.echo else lengths[index // num_samples]
             choices.append(
                 {
                     "index": index,
                     "text": both.text,
-                    "logprobs": None if body.logprobs is None else both.described(first),
+                    "logprobs": None if body.logprobs is None else both.to_json(first),
                     "finish_reason": "length",
                 }
             )
-        counts = sum(map(len, read)), sum(len(grown.text) for grown in drawn)
-        return Json(whole | {"choices": choices, "usage": _usage(*counts)})
+        usage = _usage(sum(lengths), sum(len(each.text) for each in generated))
+        return Json(envelope | {"choices": choices, "usage": usage})
 
     @router.post("/embeddings")
     async def embeddings(body: Embeddings, request: Request) -> Response:
@@ -180,18 +187,18 @@ def routes(engine: Engine, name: str) -> APIRouter:
         _check_model(body.model, name)
         if body.dimensions is not None:
             raise Refusal(422, "dimensions: an embedding has those of its layer; leave it out")
-        texts = _texts("input", body.input)
-        read = [b"".join(read_dna(served, f"input {i}", text)) for i, text in enumerate(texts)]
+        texts = _read_texts("input", body.input)
+        sequences = [b"".join(read_dna(served, field, text)) for field, text in texts.items()]
 
         def work(served: Served) -> Iterator[Tensor]:
             layers = [default_layer(served.model.config)]
             if body.layer is not None:
                 layers = modules_of(served.model, body.layer)
-            for letters in read:
-                found = served.model.embed(
+            for letters in sequences:
+                embeddings = served.model.embed(
                     [letters], layers=layers, pool=body.pool, strand=body.strand
                 )
-                yield torch.cat([found[layer][0] for layer in layers]).float()
+                yield torch.cat([embeddings[layer][0] for layer in layers]).float()
 
         vectors = await results(engine, Task(work, engine.deadline()), request)
         data = [
@@ -204,7 +211,7 @@ def routes(engine: Engine, name: str) -> APIRouter:
             }
             for index, vector in enumerate(vectors)
         ]
-        usage = {key: value for key, value in _usage(sum(map(len, read)), 0).items() if value}
+        usage = {key: value for key, value in _usage(sum(map(len, sequences)), 0).items() if value}
         return Json({"object": "list", "data": data, "model": name, "usage": usage})
 
     return router
@@ -216,8 +223,12 @@ def _check_model(model: str, name: str) -> None:
 
 
 def _check_supported(body: Completion) -> None:
-    """Refuse what would be ignored."""
-    used = {
+    """Refuse fields that would be ignored.
+
+    Raises:
+        Refusal: It names them.
+    """
+    fields = {
         "stop": body.stop,
         "suffix": body.suffix,
         "best_of": body.best_of is not None and body.best_of != (body.n or 1),
@@ -225,99 +236,107 @@ def _check_supported(body: Completion) -> None:
         "frequency_penalty": body.frequency_penalty,
         "logit_bias": body.logit_bias,
     }
-    if names := [name for name, value in used.items() if value]:
+    if names := [name for name, value in fields.items() if value]:
         raise Refusal(422, f"{' and '.join(names)}: not supported; leave it out")
 
 
-def _texts(what: str, given: Texts) -> list[str]:
-    """One text or several, as text or as the tokens of it."""
-    entries: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
-    if entries and isinstance(entries[0], int):
-        entries = [[entry for entry in entries if isinstance(entry, int)]]
-    found = []
+def _read_texts(field: str, value: Texts) -> dict[str, str]:
+    """Read one or several texts, given as text or as token ids.
+
+    Returns:
+        The texts by field: "prompt" for a single one, "prompt[0]", "prompt[1]", ... for a list.
+
+    Raises:
+        UserError: There is no text, or a token id is not ASCII.
+        Refusal: There are too many.
+    """
+    is_single = isinstance(value, str) or (len(value) > 0 and isinstance(value[0], int))
+    entries: Sequence[Any] = [value] if is_single else value
+    texts = {}
     for index, entry in enumerate(entries):
-        if isinstance(entry, list):
-            if not all(0 <= token < 128 for token in entry):
-                raise UserError(f"{what} {index}: tokens are the ASCII codes of letters, 0 to 127")
-            entry = bytes(entry).decode()
-        found.append(str(entry))
-    if not found:
-        raise UserError(f"{what}: is empty; give at least one sequence")
-    check_number("sequences", len(found), MAX_SEQUENCES)
-    return found
+        name = field if is_single else f"{field}[{index}]"
+        if not isinstance(entry, str) and not all(0 <= token < 128 for token in entry):
+            raise UserError(f"{name}: tokens are the ASCII codes of letters, 0 to 127")
+        texts[name] = entry if isinstance(entry, str) else bytes(entry).decode()
+    if not texts:
+        raise UserError(f"{field}: is empty; give at least one sequence")
+    check_number("sequences", len(texts), MAX_SEQUENCES)
+    return texts
 
 
 async def _echo(
-    engine: Engine, body: Completion, read: Sequence[bytes], request: Request
+    engine: Engine, body: Completion, prompts: Mapping[str, bytes], request: Request
 ) -> list[_Tokens]:
-    """The prompts, with log-probabilities if they are asked for."""
+    """The prompts, with log-probabilities if the request wants them."""
     if body.logprobs is None:
-        return [_Tokens(letters.decode(), [], []) for letters in read]
+        return [_Tokens(letters.decode(), [], []) for letters in prompts.values()]
     num_tops = body.logprobs
 
-    def work(served: Served) -> Iterator[tuple[int, list[float], list[Top | None]]]:
-        for index, letters in enumerate(read):
+    def work(served: Served) -> Iterator[tuple[int, list[float], list[TopLogprobs | None]]]:
+        for index, (field, letters) in enumerate(prompts.items()):
             state = ScoringState.start(served.model)
             for start in range(0, len(letters), CHUNK):
                 chunk = letters[start : start + CHUNK]
                 state, ids_L, logprobs_LV = state.predict(chunk)
-                require_finite(state.logprob, served.model, letters, f"prompt {index}")
-                tops = _tops(logprobs_LV, num_tops) or [None] * len(ids_L)
+                require_finite(state.logprob, served.model, letters, field)
+                tops = _top_logprobs(logprobs_LV, num_tops) or [None] * len(ids_L)
                 yield index, token_logprobs(logprobs_LV, ids_L).tolist(), tops
 
-    found = [_Tokens(letters.decode(), [None], [None]) for letters in read]
+    # The first letter of a prompt has no prediction.
+    echoed = [_Tokens(letters.decode(), [None], [None]) for letters in prompts.values()]
     for index, logprobs, tops in await results(engine, Task(work, engine.deadline()), request):
-        found[index].logprobs += logprobs
-        found[index].tops += tops
-    return found
+        echoed[index].logprobs += logprobs
+        echoed[index].tops += tops
+    return echoed
 
 
-def _tops(logits: Sequence[Tensor] | Tensor, count: int) -> list[Top | None]:
-    """The likeliest tokens of each position; nothing if none are asked for."""
+def _top_logprobs(logits: Sequence[Tensor] | Tensor, count: int) -> list[TopLogprobs | None]:
+    """The `count` likeliest tokens of each position; empty if `count` is 0."""
     if count == 0:
         return []
-    found: list[Top | None] = []
+    tops: list[TopLogprobs | None] = []
     for logits_V in logits:
         best = logits_V.double().log_softmax(dim=0).topk(min(count, len(logits_V)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        found.append({_token_name(token): logprob for token, logprob in pairs})
-    return found
+        tops.append({_token_name(token): logprob for token, logprob in pairs})
+    return tops
 
 
 def _token_name(token: int) -> str:
-    """The letter of a token; a number for those that are none."""
+    """The letter of a token, or its number if it is not printable ASCII."""
     return chr(token) if chr(token).isascii() and chr(token).isprintable() else f"<{token}>"
 
 
 def _chunk(
-    whole: dict[str, Any], body: Completion, starts: Sequence[int], found: Any
+    envelope: dict[str, Any], body: Completion, starts: Sequence[int], result: Any
 ) -> dict[str, Any] | None:
-    """What a stream says of a token; to the last one, the end of a sequence adds nothing.
+    """The event of a token; None for a finished sequence, which its last token has announced.
 
     Args:
-        whole: The same in all events.
+        envelope: The fields that all events have.
         body: The request.
         starts: Length of the prompt of each sequence.
-        found: A result of the job.
+        result: A result of the job.
     """
-    if not isinstance(found, Drawn):
+    if not isinstance(result, SampledToken):
         return None
-    tops = _tops([] if found.logits_V is None else [found.logits_V], body.logprobs or 0) or [None]
-    tokens = _Tokens(token_text([found.token]), [found.logprob], tops)
+    logits = [] if result.logits_V is None else [result.logits_V]
+    tops = _top_logprobs(logits, body.logprobs or 0) or [None]
+    tokens = _Tokens(token_text([result.token]), [result.logprob], tops)
     choice = {
-        "index": found.index,
+        "index": result.index,
         "text": tokens.text,
         "logprobs": None
         if body.logprobs is None
-        else tokens.described(starts[found.index] + found.position),
-        "finish_reason": found.stop_reason or None,
+        else tokens.to_json(starts[result.index] + result.position),
+        "finish_reason": result.stop_reason or None,
     }
-    return whole | {"choices": [choice]}
+    return envelope | {"choices": [choice]}
 
 
-def _usage(num_prompt: int, num_drawn: int) -> dict[str, int]:
+def _usage(num_prompt: int, num_generated: int) -> dict[str, int]:
     return {
         "prompt_tokens": num_prompt,
-        "completion_tokens": num_drawn,
-        "total_tokens": num_prompt + num_drawn,
+        "completion_tokens": num_generated,
+        "total_tokens": num_prompt + num_generated,
     }

@@ -12,7 +12,7 @@ from evo2cli.options import ModelOptions, Options, flag
 
 @dataclass(frozen=True, kw_only=True)
 class AddressOptions(Options, panel="Address"):
-    """Where the server listens, and whom it answers."""
+    """The address, and keys."""
 
     host: Annotated[
         str,
@@ -35,7 +35,7 @@ class AddressOptions(Options, panel="Address"):
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions(Options, panel="Limits"):
-    """How much may be asked."""
+    """Limits of requests and of the server."""
 
     batch_size: Annotated[
         int,

@@ -1,4 +1,4 @@
-"""The page at `/`: files of the package `evo2cli.pages`, which ask the paths of this server."""
+"""The page at `/`: files of the package `evo2cli.pages`, which use the paths of this server."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from evo2cli.pages import read_asset
 
-# Where the page finds its files; no part of a path names a file.
+# The files of the page by path; a path never becomes the name of a file.
 FILES = {
     "/": "serve.html",
     "/page/style.css": "style.css",
@@ -18,7 +18,7 @@ FILES = {
 }
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 HEADERS = {
-    # Scripts, styles and answers come from this server alone; images are drawn by the page.
+    # Scripts, styles and data come from this server only; images are made by the page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -29,15 +29,15 @@ HEADERS = {
 
 
 def routes() -> APIRouter:
-    """The paths of the page and its files."""
+    """The router of the page and its files."""
     router = APIRouter(include_in_schema=False)
     for path, name in FILES.items():
-        router.get(path)(_answer(read_asset(name), _TYPES[name.rpartition(".")[2]]))
+        router.get(path)(_handler(read_asset(name), _TYPES[name.rpartition(".")[2]]))
     return router
 
 
-def _answer(content: str, kind: str) -> Callable[[], Coroutine[Any, Any, Response]]:
-    async def answer() -> Response:
-        return Response(content, media_type=kind, headers=HEADERS)
+def _handler(content: str, media_type: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def respond() -> Response:
+        return Response(content, media_type=media_type, headers=HEADERS)
 
-    return answer
+    return respond

@@ -1,43 +1,52 @@
-"""Why a request is not answered: a status of HTTP and one line for the client."""
+"""Refused requests: an HTTP status and one line for the client."""
 
+import re
 import traceback
+from dataclasses import fields
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.score.options import AlleleOptions
+from evo2cli.serve.options import ServeOptions
 from stripedhyena2.errors import InputError, InsufficientMemoryError, NonFiniteError
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 RETRY_AFTER = 1  # seconds
 MAX_MESSAGE = 500  # characters
-DEFECT = "an internal error; the server's log has more"
+INTERNAL_ERROR = "an internal error; the server's log has more"
+_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+# Options of commands that are fields of requests; those of the server are not up to the client.
+_FIELDS = {field.name for field in (*fields(GenerateOptions), *fields(AlleleOptions))}
+_FIELDS -= {field.name for field in fields(ServeOptions)}
 
 
-class Refusal(Exception):  # noqa: N818 - most are no error of the server
-    """A request that is not answered.
+class Refusal(Exception):  # noqa: N818 - mostly not an error of the server
+    """A refused request.
 
     Attributes:
-        status: The status of HTTP.
+        status: The HTTP status.
         message: One line that names the problem and the way out.
-        details: For a request that is not valid: where, and what is wrong there.
+        details: For an invalid request, the fields and what is wrong with each.
     """
 
     def __init__(
         self, status: int, message: str, details: list[dict[str, object]] | None = None
     ) -> None:
         super().__init__(message)
-        if len(message) > MAX_MESSAGE:  # it may quote what was sent
+        if len(message) > MAX_MESSAGE:  # it may quote the request
             message = f"{message[:MAX_MESSAGE]}..."
         self.status, self.message, self.details = status, message, details
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that tell the client what to do."""
+        """Headers of the response."""
         if self.status in (429, 503):
             return {"Retry-After": str(RETRY_AFTER)}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
     def body(self) -> dict[str, object]:
-        """JSON for every kind of client: `detail` as FastAPI has it, and `error` as OpenAI has."""
+        """JSON of the response: FastAPI's `detail`, and OpenAI's `error`."""
         kind = (
             "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         )
@@ -46,16 +55,26 @@ class Refusal(Exception):  # noqa: N818 - most are no error of the server
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What a client is told of an error; one that is a defect of ours is logged."""
+    """The refusal for an error; a bug of ours is logged and gives 500."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InsufficientMemoryError):
         return Refusal(503, str(error))
     if isinstance(error, UserError | InputError):
-        return Refusal(422, str(error))
+        return Refusal(422, _name_fields(str(error)))
     if isinstance(error, NonFiniteError):
         return Refusal(500, str(error))
     if is_out_of_memory(error):
         return Refusal(503, f"{out_of_memory(error)}; try again, or ask for less")
     console.say("".join(traceback.format_exception(error)).rstrip())
-    return Refusal(500, DEFECT)
+    return Refusal(500, INTERNAL_ERROR)
+
+
+def _name_fields(message: str) -> str:
+    """Replace the options of a command in a message by fields of the request: --top-k is top_k."""
+
+    def field_name(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        return name if name in _FIELDS else option[0]
+
+    return _OPTION.sub(field_name, message)

@@ -14,8 +14,8 @@ from evo2cli.errors import UserError
 from evo2cli.options import refuse
 from evo2cli.serve.options import AddressOptions, ServeOptions
 
-# Seconds that the thread of the event loop may keep the engine's waiting for Python's lock. The
-# default of 5 ms is half a step of a GPU.
+# Seconds for which the thread of the event loop may make that of the engine wait for the GIL. The
+# default of 5 ms is half a decoding step of a GPU.
 SWITCH_INTERVAL = 0.0005
 
 
@@ -23,8 +23,8 @@ def serve(options: ServeOptions) -> None:
     """Answer requests until SIGTERM or Ctrl-C.
 
     Raises:
-        UserError: The extra is not installed, the address is taken, or the model cannot be opened.
-        InputError: The model cannot be loaded as asked.
+        UserError: The extra is not installed, the address is in use, or the model cannot be opened.
+        InputError: The model cannot be loaded with these options.
     """
     try:
         import fastapi_offline  # noqa: F401
@@ -40,11 +40,11 @@ def serve(options: ServeOptions) -> None:
     from evo2cli.serve.guard import is_loopback
 
     class Server(uvicorn.Server):
-        """A server that ends without losing a request."""
+        """A server that finishes accepted requests before it ends."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """At SIGTERM or Ctrl-C, accept nothing more and finish what has been accepted."""
+            """At SIGTERM or Ctrl-C, accept no more requests, and finish those in progress."""
 
             def end() -> None:
                 engine.close(options.grace)
@@ -67,10 +67,10 @@ def serve(options: ServeOptions) -> None:
     engine = Engine(options, stop, lambda: console.say(f"{name} is ready at {address}"))
     name = Path(options.model).name
     app = make_app(options, engine, name)
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{shown}:{options.port}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{options.port}"
     if not is_loopback(options.host) and options.api_key_file is None:
-        console.warn(f"--host {options.host}: everyone who reaches it may ask; see --api-key-file")
+        console.warn(f"--host {options.host}: anyone who reaches it can use it; see --api-key-file")
     config = uvicorn.Config(
         app,
         host=options.host,
@@ -79,7 +79,7 @@ def serve(options: ServeOptions) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        # Jobs that are not over by then have been refused by the engine.
+        # By then, the engine has refused the jobs that are not finished.
         timeout_graceful_shutdown=round(options.grace) + EXTRA_GRACE,
     )
     server = Server(config)
@@ -93,7 +93,7 @@ def serve(options: ServeOptions) -> None:
 
 
 def _serve_stdio(options: ServeOptions) -> None:
-    """Answer one agent over stdin and stdout."""
+    """Serve one agent over stdin and stdout."""
     from evo2cli.serve.engine import EXTRA_GRACE, Engine
     from evo2cli.serve.mcp import Tools
     from evo2cli.serve.stdio import over_stdio
@@ -116,10 +116,10 @@ def _serve_stdio(options: ServeOptions) -> None:
 
 
 def _listen(options: ServeOptions) -> socket.socket:
-    """A socket that listens at the address.
+    """Open a socket that listens on the address.
 
     Raises:
-        UserError: The address is not one of this machine, or is taken.
+        UserError: It is not an address of this machine, or is in use.
     """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:

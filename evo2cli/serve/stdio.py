@@ -24,16 +24,16 @@ STDIN = 0  # its file descriptor
 async def over_stdio(
     tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
 ) -> None:
-    """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
+    """Serve over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
 
     Args:
-        tools: The tools that an agent can call.
-        engine: Computes the answers; after a signal it accepts no more requests.
-        grace: Seconds after a signal for calls that have been accepted.
-        has_failed: Is set if the engine fails.
+        tools: The tools.
+        engine: Runs the model; after a signal it accepts no more requests.
+        grace: Seconds after a signal to finish calls in progress.
+        has_failed: Set when the engine fails.
     """
-    # A thread that reads stdin cannot be interrupted. So it forwards what it reads through a pair
-    # of sockets: when this end is closed, the server sees the end of stdin.
+    # A thread that reads stdin cannot be interrupted. So it forwards stdin through a pair of
+    # sockets: when this end is closed, the server sees the end of its input.
     ours, theirs = socket.socketpair()
     threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
 
@@ -56,7 +56,7 @@ async def over_stdio(
         loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
     try:
         with ours, theirs, theirs.makefile(encoding="utf-8", errors="replace") as lines:
-            await _speak(tools.server(), anyio.wrap_file(lines))
+            await _serve_lines(tools.server(), anyio.wrap_file(lines))
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
@@ -66,15 +66,15 @@ async def over_stdio(
 
 def _forward_stdin(to: socket.socket) -> None:
     with suppress(OSError):  # the server has ended
-        # Not by sys.stdin, whose lock would be held when the process ends.
+        # Not with sys.stdin, whose lock would be held when the process exits.
         while data := os.read(STDIN, 1 << 16):
             to.sendall(data)
         to.shutdown(socket.SHUT_WR)
 
 
-async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
-    """Answer messages until the lines end; every answer that was given before is written."""
-    # The SDK cancels at the end what waits to be written; here nothing waits.
+async def _serve_lines(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
+    """Answer messages until the lines end, and write all answers."""
+    # At the end the SDK cancels answers that wait to be written. With a buffer, none waits.
     answers, written = anyio.create_memory_object_stream[SessionMessage](math.inf)
     try:
         async with stdio_server(lines) as (read, write), anyio.create_task_group() as group:
@@ -87,4 +87,4 @@ async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
             group.start_soon(forward)
             await server.run(read, answers, server.create_initialization_options())
     except* BrokenPipeError:
-        pass  # nobody reads stdout any more
+        pass  # stdout is closed

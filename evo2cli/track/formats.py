@@ -1,6 +1,6 @@
-"""One value for each base of a genome, written as bedGraph, or as bigWig through pyBigWig.
+"""Write one value per base of a genome as bedGraph, or as bigWig with pyBigWig.
 
-Positions are 0-based, half-open and sorted in both formats.
+In both formats positions are 0-based, half-open and sorted.
 """
 
 import multiprocessing
@@ -19,11 +19,11 @@ from evo2cli.files import atomic_path, open_output, require_utf8
 from evo2cli.processes import start_child
 from evo2cli.track.options import BIGWIG
 
-PutTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
+WriteTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
 
 
 def check_track(path: Path | None) -> None:
-    """Refuse a bigWig that could not be written, before any work.
+    """Check before the work begins that a bigWig can be written.
 
     Raises:
         UserError: pyBigWig is not installed, or `path` is a pipe.
@@ -33,26 +33,26 @@ def check_track(path: Path | None) -> None:
 
 
 @contextmanager
-def open_track(path: Path | None, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
-    """Yield a function that adds values to a track: a bigWig by its suffix, or else a bedGraph.
+def open_track(path: Path | None, lengths: Mapping[str, int]) -> Iterator[WriteTrack]:
+    """Yield a function that adds values to a track: bigWig by its suffix, otherwise bedGraph.
 
     Args:
-        path: The file, which appears when everything is written; None for stdout.
-        lengths: Number of bases of each contig, in the order in which values come.
+        path: The file, which is written atomically; None for stdout.
+        lengths: Number of bases of each contig, in the order of the values.
 
     Raises:
         UserError: The file cannot be written.
     """
     if path is not None and path.suffix in BIGWIG:
-        with open_bigwig(path, lengths) as put:
-            yield put
+        with open_bigwig(path, lengths) as write_values:
+            yield write_values
         return
     with open_output(path) as write:
         yield lambda *values: write(bedgraph_lines(*values))
 
 
 def bedgraph_lines(contig: str, start: int, values: Sequence[float]) -> bytes:
-    """One line for each base; values have six decimals."""
+    """One line per base, with six decimals."""
     return "".join(
         f"{contig}\t{position}\t{position + 1}\t{value:.6f}\n"
         for position, value in enumerate(values, start=start)
@@ -60,10 +60,13 @@ def bedgraph_lines(contig: str, start: int, values: Sequence[float]) -> bytes:
 
 
 def import_bigwig(path: Path) -> Any:
-    """The module pyBigWig.
+    """Import pyBigWig.
+
+    Args:
+        path: The file to write, for messages.
 
     Raises:
-        UserError: It is not installed, or `path` is a pipe or not UTF-8.
+        UserError: It is not installed, or the path is a pipe or not UTF-8.
     """
     require_utf8(path, "bigWig")
     try:
@@ -81,15 +84,15 @@ def import_bigwig(path: Path) -> Any:
 
 
 @contextmanager
-def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
-    """Yield a function that adds values to a bigWig, which appears when everything is written.
+def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[WriteTrack]:
+    """Yield a function that adds values to a bigWig, which is written atomically.
 
-    pyBigWig does not report that a disk is full: it leaves values out, or crashes. So it runs in a
-    process of its own, which reads the file again and compares it with what was to be written.
+    pyBigWig does not report a full disk: it omits values, or crashes. So it runs in a child
+    process, which reads the file back and compares it with the values.
 
     Args:
         path: The file.
-        lengths: Number of bases of each contig, in the order in which values come.
+        lengths: Number of bases of each contig, in the order of the values.
 
     Raises:
         UserError: pyBigWig is not installed, or the file cannot be written.
@@ -102,7 +105,7 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
         start_child(process)
         theirs.close()
 
-        def put(contig: str, start: int, values: Sequence[float]) -> None:
+        def write(contig: str, start: int, values: Sequence[float]) -> None:
             if values:
                 try:
                     ours.send((contig, start, values))
@@ -110,16 +113,16 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
                     finish()
 
         def finish() -> None:
-            trouble = "pyBigWig crashed"
+            problem = "pyBigWig crashed"
             with suppress(OSError):
                 ours.send(None)
             with suppress(OSError, EOFError):
-                trouble = ours.recv()
-            if trouble:
-                raise UserError(f"{path}: cannot be written; is the disk full? ({trouble})")
+                problem = ours.recv()
+            if problem:
+                raise UserError(f"{path}: cannot be written; is the disk full? ({problem})")
 
         try:
-            yield put
+            yield write
             finish()
         finally:
             ours.close()
@@ -128,9 +131,9 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
 
 
 def _write_bigwig(path: Path, lengths: Mapping[str, int], pipe: Connection) -> None:
-    """Write what comes through the pipe until None comes; answer what failed, or "" if nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pyBigWig writes there what the answer says
-    with suppress(OSError, EOFError):  # the parent is gone
+    """Write values from the pipe until None; then send the problem through it, "" for success."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pyBigWig prints errors that are sent instead
+    with suppress(OSError, EOFError):  # the parent has ended
         try:
             _write_and_compare(path, lengths, pipe)
         except (RuntimeError, OverflowError, TypeError) as error:
@@ -140,10 +143,10 @@ def _write_bigwig(path: Path, lengths: Mapping[str, int], pipe: Connection) -> N
 
 
 def _write_and_compare(path: Path, lengths: Mapping[str, int], pipe: Connection) -> None:
-    """Write what comes through the pipe until None comes, and read it again.
+    """Write values from the pipe until None, then read the file back and compare.
 
     Raises:
-        RuntimeError: The file cannot be written, or does not hold what was put into it.
+        RuntimeError: The file cannot be written, or does not hold the values.
     """
     module = import_bigwig(path)
     file = module.open(str(path), "w")
@@ -156,7 +159,7 @@ def _write_and_compare(path: Path, lengths: Mapping[str, int], pipe: Connection)
     with path.open("rb") as stored:
         signature = stored.read(4)
         stored.seek(-4, os.SEEK_END)
-        if stored.read() != signature:  # it stands at both ends
+        if stored.read() != signature:  # a bigWig begins and ends with it
             raise RuntimeError("the end of the file was lost")
     file = module.open(str(path))
     for contig, start, end, checksum in written:

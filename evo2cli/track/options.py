@@ -17,7 +17,7 @@ BIGWIG = (".bw", ".bigwig", ".bigWig")
 
 
 class Value(StrEnum):
-    """A number for each base x_t, given all bases before it.
+    """A value for each base x_t, given all bases before it.
 
     LOGPROB: log P(x_t | x_1 ... x_(t-1)), in nats. ENTROPY: entropy of the prediction among A, C, G
     and T, in bits: 0 to 2.
@@ -80,5 +80,5 @@ class TrackOptions(ModelOptions, RegionOptions):
 
     @property
     def by_region(self) -> bool:
-        """Whether the FASTA is a genome of which regions are asked for."""
+        """Whether regions of a genome are read, not whole records."""
         return bool(self.regions or self.bed)

@@ -1,7 +1,7 @@
 """`evo2 track`: a value for every base, along the records of a FASTA or regions of a genome.
 
-Sequences are read in chunks with exact state. Of what was read before, memory holds the keys and
-values of attention, whose time grows with the square of the length.
+Sequences are read in chunks, and the state between chunks is exact. Memory holds the KV cache of
+the bases read, and the time of attention grows with the square of the length.
 
 L tokens, V vocabulary.
 """
@@ -31,17 +31,17 @@ from stripedhyena2.scoring import (
     token_logprobs,
 )
 
-DEFAULT_LEAD = 8192  # bases read before a region, if the model's context allows
+DEFAULT_LEAD = 8192  # bases read before a region, unless the model's context is shorter
 
 
 @dataclass(frozen=True)
 class Section:
-    """A sequence whose bases get values, except the first of a contig, which has no prediction.
+    """A sequence whose bases get values, except a first base without any base before it.
 
     Attributes:
         name: Name of the record or contig.
         start: 0-based position of the first base.
-        lead: Upper-case bases right before it, which are read but get no values.
+        lead: Upper-case bases before it, which are context without values of their own.
         bases: Upper-case bases.
     """
 
@@ -56,7 +56,7 @@ def write_track(options: TrackOptions) -> None:
     """Write the value of every base to the output.
 
     Raises:
-        UserError: The input cannot be read, or the output not written.
+        UserError: The input cannot be read, or the output cannot be written.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
     check_track(options.output)
@@ -64,10 +64,10 @@ def write_track(options: TrackOptions) -> None:
         with Reference.open(options.source) as genome:
             lengths = {name: genome.length(name) for name in genome.names}
             sizes = [len(region) for region in _regions(options, genome)]
-        if not sum(sizes):
+        if not sizes:
             raise UserError(f"--bed {options.bed}: has no interval with a base")
     else:
-        # Reading the input once more is fast, and an invalid record is found before hours of work.
+        # Reading the input twice is fast, and an invalid record is found before hours of work.
         records = [(record.name, len(record.sequence)) for record in _records(options)]
         lengths, sizes = dict(records), [size for _, size in records]
         if len(lengths) < len(records):
@@ -85,12 +85,12 @@ def write_track(options: TrackOptions) -> None:
     warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     with (
         memory_explained(f"evo2 track on {options.device}", "use shorter --regions"),
-        open_track(options.output, lengths) as put,
+        open_track(options.output, lengths) as write,
         console.progress("score", total, "bases") as bar,
     ):
         for section in _sections(options, lead):
             for start, values in section_values(model, options.value, section, bar.advance):
-                put(section.name, start, values)
+                write(section.name, start, values)
     console.say(f"{options.value} of {counted(total, 'base')}")
 
 
@@ -100,7 +100,7 @@ def section_values(
     section: Section,
     advance: Callable[[int], None] = ignore_progress,
 ) -> Iterator[tuple[int, list[float]]]:
-    """The values of a section, chunk by chunk: the position of the first value, and the values.
+    """Yield the values of a section by chunk: the position of the first value, and the values.
 
     Raises:
         NonFiniteError: A log-likelihood is NaN or infinite.
@@ -110,31 +110,32 @@ def section_values(
         chunk = section.bases[offset : offset + scoring.CHUNK]
         state, ids_L, logprobs_LV = state.predict(chunk)
         require_finite(state.logprob, model, chunk, f"{section.name}: from base {offset + 1:,} on")
-        found_L = (
+        values_L = (
             token_logprobs(logprobs_LV, ids_L) if value is Value.LOGPROB else entropy(logprobs_LV)
         )
-        yield section.start + offset + len(chunk) - len(found_L), found_L.tolist()
+        yield section.start + offset + len(chunk) - len(values_L), values_L.tolist()
         advance(len(chunk))
 
 
 def entropy(logprobs_LV: Tensor) -> Tensor:
     """Entropy [L] in bits of predictions [L, V], normalised to A, C, G and T: 0 to 2."""
-    among_L4 = logprobs_LV[:, list(ACGT)].double().log_softmax(dim=-1)
-    bits_L = -(among_L4.exp() * among_L4).sum(dim=-1) / math.log(2)
+    acgt_L4 = logprobs_LV[:, list(ACGT)].double().log_softmax(dim=-1)
+    bits_L = -(acgt_L4.exp() * acgt_L4).sum(dim=-1) / math.log(2)
     return bits_L.clamp(min=0)
 
 
 def _records(options: TrackOptions) -> Iterator[Record]:
-    """The records of the FASTA, which hold nucleotides."""
+    """Yield the records of the FASTA, after a check of their letters."""
     for record in read_records(options.source):
         require_nucleotides(options.source, record)
         yield record
 
 
 def _sections(options: TrackOptions, lead: int | None) -> Iterator[Section]:
-    """The regions, with up to `lead` bases before each; or the records, whole without a lead.
+    """Yield the sections: regions with up to `lead` bases before each, or records.
 
-    With a lead, a record is several sections of as many bases, each after those of the one before.
+    With a lead, a record is cut into sections of `lead` bases, each with the previous one as its
+    lead; without, it is one section.
     """
     if not options.by_region:
         for record in _records(options):
@@ -154,16 +155,8 @@ def _sections(options: TrackOptions, lead: int | None) -> Iterator[Section]:
 
 
 def _regions(options: TrackOptions, genome: Reference) -> list[Interval]:
-    """The regions in the order of the genome, joined if they overlap or touch."""
-    order = {name: index for index, name in enumerate(genome.names)}
-    asked = [(f"--regions {text}", genome.region(text)) for text in options.regions]
+    """The union of all regions, in the order of the genome."""
+    regions = [(f"--regions {text}", genome.region(text)) for text in options.regions]
     if options.bed:
-        asked += [(f"{options.bed}: {region}", region) for region in read_bed(options.bed)]
-    found = [genome.resolve(region, origin) for origin, region in asked]
-    joined: list[Interval] = []
-    for region in sorted(found, key=lambda r: (order[r.name], r.start, r.end)):
-        if joined and joined[-1].name == region.name and region.start <= joined[-1].end:
-            last = joined.pop()
-            region = Interval(last.name, last.start, max(last.end, region.end))
-        joined.append(region)
-    return joined
+        regions += [(f"--bed {options.bed}: {each}", each) for each in read_bed(options.bed)]
+    return genome.union(genome.resolve(region, origin) for origin, region in regions)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from evo2cli import __version__, console
 from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
+from evo2cli.data.repeats import Repeats
 from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError, counted
 from evo2cli.models import memory_explained
@@ -163,6 +164,9 @@ def make_trainer(
 ) -> Trainer:
     """Create the trainer of a run; rank 0 reports model, data and devices."""
     ranks, data = folder.ranks, recipe.data
+    repeats = None
+    if data.repeats:
+        repeats = Repeats(data.repeats, data.inverted_repeats, recipe.seed, data.longest_repeat)
     with naming(f"{recipe.file}: batch.length"):
         loader = WindowLoader(
             sources,
@@ -173,8 +177,7 @@ def make_trainer(
             packing=data.packing,
             reverse_complement=data.reverse_complement,
             mask_tags=data.mask_tags,
-            repeats=data.repeats,
-            inverted_repeats=data.inverted_repeats,
+            repeats=repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
     compile_kernels(take_step, recipe, start, ranks)

@@ -1,7 +1,5 @@
 """GPU memory in training: the configuration of PyTorch's allocator, and its statistics."""
 
-import os
-
 import torch
 
 from evo2cli.models import pick_device
@@ -12,12 +10,9 @@ def training_device(name: str) -> torch.device:
 
     With segments of fixed size, fragmentation costs time on a GPU that is nearly full: 7B in FP8
     under ZeRO 3 took 1.76 s per step on two H200, and 0.88 s with expandable segments
-    (tests/benchmarks/results/training.md). PyTorch reads the setting when it first uses a GPU; a
-    setting of the user is kept.
+    (tests/benchmarks/results/training.md).
     """
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    return pick_device(name)
+    return pick_device(name, allocator="expandable_segments:True")
 
 
 def read_memory(device: torch.device) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from evo2cli.data.packing import Packing
+from evo2cli.data.repeats import MIN_SIZE
 from evo2cli.errors import counted
 from evo2cli.lengths import parse_length
 from stripedhyena2.adapters import LoRA
@@ -101,8 +102,9 @@ class Data(Table):
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
     mask_tags: bool = True  # exclude phylogenetic tags, @ and # from the loss
-    repeats: Fraction = 0.0  # probability that a repeat is inserted into a window
+    repeats: Annotated[float, Field(ge=0, le=1000), Number] = 0.0  # in a window, on average
     inverted_repeats: Fraction = 0.25  # fraction of these repeats that are reverse complements
+    longest_repeat: Annotated[int, Field(ge=MIN_SIZE), Number] | None = None  # bases
 
     @property
     def train_sources(self) -> list[Source]:

@@ -16,9 +16,9 @@ Past = Any  # the state of a block after a batch of sequences; every operator ha
 
 
 class Slots:
-    """The pasts of a decoding batch in a block: each of its rows grows in place, by its own length.
+    """The pasts of a decoding batch in one block: a row per sequence, updated in place.
 
-    These are the slots of an operator that remembers nothing.
+    The lengths of the sequences may differ. This base class is for an operator without state.
     """
 
     def put(self, row: int, past: Any, length: int) -> None:
@@ -26,11 +26,11 @@ class Slots:
 
     def take(self, row: int, length: int) -> Past | None:  # noqa: ARG002
         """A copy of the past in a row, of one sequence of `length` tokens."""
-        assert not self.state(), "slots that remember something define this method"
+        assert not self.state(), "slots with state define this method"
         return None
 
     def past_in(self, row: int) -> Past | None:  # noqa: ARG002 - most pasts are small
-        """An empty past that grows inside the memory of a row; None if pasts bring their own."""
+        """An empty past that grows in the memory of a row; None if `put` copies pasts."""
         return None
 
     def state(self) -> tuple[Tensor, ...]:
@@ -42,30 +42,30 @@ class Slots:
 class Launch:
     """A forward pass over a batch of sequences, each after a cached prefix of its own.
 
-    A pool has a slot for the state after each prefix; slot 0 is that of the empty prefix. Attention
-    needs every token of the past: its pool is a paged KV cache, with pages of one token called
-    places.
+    The pool of a block holds the state after each prefix, by index; index 0 is the empty prefix.
+    That of attention holds every token of the prefixes: a paged KV cache with pages of one token.
 
     Attributes:
-        prefix_slots_B: The slot of the state after each sequence's prefix, int64.
-        pasts_B: The lengths of the prefixes in tokens, int32.
-        places_BT: Page table: the places of the tokens of each prefix, int32; entries beyond its
-            length are unused.
-        new_slots_N: Slots for the states after the first N sequences, int64; None keeps none.
-        places_NL: Places for the new tokens of these sequences, int64.
+        prefix_states_B: Index of the state after the prefix of each sequence, int64.
+        past_lengths_B: The lengths of the prefixes in tokens, int32.
+        page_table_BT: The pages of the tokens of each prefix, int32; entries beyond its length are
+            unused.
+        new_states_N: Indices at which the states after the first N sequences are stored, int64;
+            None stores none.
+        new_pages_NL: Pages for the new tokens of these sequences, int64.
         copies: This launch on other devices.
     """
 
-    prefix_slots_B: Tensor
-    pasts_B: Tensor
-    places_BT: Tensor
-    new_slots_N: Tensor | None = None
-    places_NL: Tensor | None = None
+    prefix_states_B: Tensor
+    past_lengths_B: Tensor
+    page_table_BT: Tensor
+    new_states_N: Tensor | None = None
+    new_pages_NL: Tensor | None = None
     copies: dict[torch.device, "Launch"] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> "Launch":
         """The same on the device of a block."""
-        if self.prefix_slots_B.device == device:
+        if self.prefix_states_B.device == device:
             return self
         if device not in self.copies:
             tensors = (getattr(self, each.name) for each in fields(self) if each.init)
@@ -77,31 +77,31 @@ class Launch:
 class Pool:
     """The cache of a block for many prefixes.
 
-    These are the pools of an operator that defines none: pasts of any kind, one for each slot.
+    This base class holds pasts of any type, for an operator that defines no pool of its own.
 
     Attributes:
-        uses_places: Whether it is a KV cache, with a place for every token.
-        pasts: Pasts by slot.
+        is_paged: Whether it is a KV cache, with a page for every token.
+        pasts: Pasts by state index.
     """
 
-    uses_places = False
+    is_paged = False
 
     def __init__(self) -> None:
         self.pasts: dict[int, Past] = {}
 
-    def reserve(self, num_slots: int, num_places: int) -> None:
-        """Make room for at least this many slots (slot 0 included) and places."""
+    def reserve(self, num_states: int, num_pages: int) -> None:
+        """Make room for at least this many states (index 0 included) and pages."""
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """In place of the past of a block: its cache of prefixes, and the launch that reads it."""
+    """Passed to a block in place of a past: its pool, and the launch that reads from it."""
 
     pool: Pool
     launch: Launch
 
 
-def with_room(x_NX: Tensor, size: int) -> Tensor:
+def padded_rows(x_NX: Tensor, size: int) -> Tensor:
     """`x` if it has at least `size` rows; else a copy padded with rows of zeros."""
     if len(x_NX) >= size:
         return x_NX

@@ -139,11 +139,11 @@ class Mixer(nn.Module):
         del batch_size, num_tokens, on_host, float8
         return None
 
-    def require_room(self, past: Any, num_tokens: int) -> None:
-        """Refuse new tokens that exceed the capacity of a past, before any block has read them.
+    def check_capacity(self, past: Any, num_tokens: int) -> None:
+        """Check the capacity of a preallocated past, before any block reads the new tokens.
 
         Raises:
-            InputError: The message gives the numbers of tokens.
+            InputError: The tokens seen and the new ones exceed it.
         """
 
     def new_pool(self) -> Any:
@@ -157,15 +157,15 @@ class Mixer(nn.Module):
 
         Args:
             x_BLD: New tokens.
-            pool: From `new_pool`; new states are stored in the slots that the launch names.
+            pool: From `new_pool`; new states are stored at the indices that the launch names.
             launch: The prefixes, on the device of the tokens.
 
         Returns:
             A tensor with the shape of the input.
         """
-        targets = [] if launch.new_slots_N is None else launch.new_slots_N.tolist()
+        targets = [] if launch.new_states_N is None else launch.new_states_N.tolist()
         rows = []
-        for row, source in enumerate(launch.prefix_slots_B.tolist()):
+        for row, source in enumerate(launch.prefix_states_B.tolist()):
             y_1LD, past = self(x_BLD[row : row + 1], pool.pasts.get(source))
             rows.append(y_1LD)
             if row < len(targets):

@@ -175,7 +175,7 @@ class StripedHyena2(Inference, nn.Module):
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
         for mixer, past in zip(self.mixers, cache.pasts, strict=True):
-            mixer.require_room(past, ids_BL.shape[1])
+            mixer.check_capacity(past, ids_BL.shape[1])
         return self.unembed(self.through_blocks(self.embedding(ids_BL), cache))
 
     def through_blocks(

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stripedhyena2.cache import Launch, Pooled, with_room
+from stripedhyena2.cache import Launch, Pooled, padded_rows
 from stripedhyena2.memory import free_bytes
 from stripedhyena2.scoring import CHUNK
 
@@ -43,8 +43,8 @@ MAX_MULTIPLY_ADDS = 1e16  # of a batch: half a minute of a GPU
 MAX_TOKENS = 1 << 22  # of a batch
 MAX_MEMORY_SHARE = 0.35  # of a GPU's free memory, for prefixes; a pool is copied when it grows
 PAD_TOKEN = ord("A")  # any token with finite activations: 0 * inf would spread
-NOT_READ = -1  # in place of a slot
-NO_PLACES = np.zeros(0, np.int32)
+NOT_READ = -1  # in place of a state index
+NO_PAGES = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shapes:
         """Enough tokens to keep a GPU busy: more for narrow models. They depend on nothing else."""
         if model.embedding.weight.device.type == "cpu":
             return cls(0)
-        return cls(min(max(_power_below(2**25 // model.config.width), 4096), 65_536))
+        return cls(min(max(_power_below(2**25 // model.config.width), 4096), 262_144))
 
     def rows(self, length: int) -> int:
         """Rows of a launch."""
@@ -124,14 +124,14 @@ class Shapes:
         """
         if not self.tokens:
             return before
-        found = first + (before - first) // GRANULARITY * GRANULARITY
-        earliest = before + rest - self.padded(before + rest - found)
+        border = first + (before - first) // GRANULARITY * GRANULARITY
+        earliest = before + rest - self.padded(before + rest - border)
         if earliest <= first:
             return first
         size = GRANULARITY
-        while (rounder := first + (found - first) // (2 * size) * (2 * size)) >= earliest:
-            found, size = rounder, 2 * size
-        return found
+        while (rounder := first + (border - first) // (2 * size) * (2 * size)) >= earliest:
+            border, size = rounder, 2 * size
+        return border
 
 
 def _power_below(number: int) -> int:
@@ -156,9 +156,9 @@ class Prefix:
         "length",
         "logprob",
         "logprobs",
+        "pages",
         "parent",
-        "places",
-        "slot",
+        "state_index",
         "suffixes",
     )
 
@@ -167,17 +167,17 @@ class Prefix:
         self.length: int = len(bases) + (parent.length if parent else 0)
         self.logprob = 0.0
         self.logprobs: Floats | None = None  # up to each base of this piece; only of chunks
-        self.slot = NOT_READ
-        self.places = NO_PLACES  # of the tokens of this piece
+        self.state_index = NOT_READ
+        self.pages = NO_PAGES  # of the tokens of this piece
         self.batch = 0  # the last one that uses it
         self.children: dict[bytes, Prefix] = {}
         self.suffixes: dict[bytes, Suffix] = {}
 
-    def put_places(self, places_T: npt.NDArray[np.int32]) -> None:
-        """Write the places of all its tokens to the beginning of an array."""
+    def write_page_table(self, page_table_T: npt.NDArray[np.int32]) -> None:
+        """Write the pages of all its tokens to the beginning of a row of the page table."""
         piece: Prefix = self
         while piece.parent is not None:
-            places_T[piece.parent.length : piece.length] = piece.places
+            page_table_T[piece.parent.length : piece.length] = piece.pages
             piece = piece.parent
 
 
@@ -215,16 +215,17 @@ class Suffix:
 
 
 class Packer:
-    """Reads sequences in batches.
+    """Computes log-likelihoods of sequences in batches, with a cache of prefixes.
 
-    Sequences are queued first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
-    gives them their log-likelihoods. Prefixes that the next batch uses again stay in the cache.
+    Sequences are queued first (`prefix`, `suffix`). Then `read` runs all of them through the model,
+    and `collect` gives them their log-likelihoods. Prefixes that the next batch uses again stay in
+    the cache.
 
     Args:
         model: Model in inference mode.
         shapes: The launches; None for those of its device.
-        brief: Whether other work waits, so that a batch is no more than a launch or two.
-        counts_only: Compute nothing, and let all log-likelihoods be 0.
+        brief: Keep batches as short as a launch or two, because other work waits for the model.
+        counts_only: Compute nothing; all log-likelihoods are 0.
 
     Attributes:
         shapes: The launches.
@@ -242,110 +243,111 @@ class Packer:
     ) -> None:
         self.shapes = shapes or Shapes.of(model)
         self.root = Prefix(None, b"")
-        self.root.slot = 0
+        self.root.state_index = 0
         self.num_bases = 0
         self._model, self._counts_only, self._brief = model, counts_only, brief
         self._device = model.embedding.weight.device
         self._pools = [mixer.new_pool() for mixer in model.mixers]
-        self._uses_places = any(pool.uses_places for pool in self._pools)
-        self._next_SV: Tensor | None = None  # log-probabilities after each prefix, by its slot
-        self._num_slots = self._num_places = 1
-        self._free_slots: list[int] = []
-        self._free_places = NO_PLACES
+        self._is_paged = any(pool.is_paged for pool in self._pools)
+        self._next_SV: Tensor | None = None  # log-probabilities after each prefix, by state index
+        self._num_states = self._num_pages = 1
+        self._free_states: list[int] = []
+        self._free_pages = NO_PAGES
         element, config = model.embedding.weight.element_size(), model.config
         fixed, growing = (
             sum(mixer.state_bytes(config, tokens, element) for mixer in config.mixers)
             for tokens in (0, 1)
         )
-        self._bytes = fixed, growing - fixed  # of a slot, of a place
+        self._bytes = fixed, growing - fixed  # of a state, of a page
         multiply_adds = sum(parameter.numel() for parameter in model.parameters())
-        most = min(MAX_MULTIPLY_ADDS / multiply_adds, MAX_TOKENS)
+        max_tokens = min(MAX_MULTIPLY_ADDS / multiply_adds, MAX_TOKENS)
         if brief or not self.shapes.tokens:
-            most = 0
-        self._most_tokens = max(most, self.shapes.tokens, 1)
+            max_tokens = 0
+        self._max_tokens = max(max_tokens, self.shapes.tokens, 1)
         self._batch = 0
         self._last: Batch | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """Begin a batch."""
+        """Start an empty batch."""
         self._batch += 1
         self._prefixes: list[Prefix] = []  # to read
         self._suffixes: list[Suffix] = []
-        self._tokens = self._used_slots = self._used_places = 0
-        self._most_bytes = math.inf
+        self._tokens = self._used_states = self._used_pages = 0
+        self._max_bytes = math.inf
         if self._device.type == "cuda":
-            pools = self._size(self._num_slots, self._num_places)
-            self._most_bytes = MAX_MEMORY_SHARE * (free_bytes(self._device) + pools)
+            pools = self._size(self._num_states, self._num_pages)
+            self._max_bytes = MAX_MEMORY_SHARE * (free_bytes(self._device) + pools)
 
-    def _size(self, num_slots: int, num_places: int) -> int:
+    def _size(self, num_states: int, num_pages: int) -> int:
         """Bytes of cached prefixes."""
-        slot, place = self._bytes
-        return num_slots * slot + num_places * place
+        state, page = self._bytes
+        return num_states * state + num_pages * page
 
     @property
     def is_full(self) -> bool:
-        """Whether as much is queued as should be read together."""
-        used = self._size(self._used_slots, self._used_places)
-        return self._tokens >= self._most_tokens or used > self._most_bytes
+        """Whether the queue has reached the maximum size of a batch, in tokens or in memory."""
+        used = self._size(self._used_states, self._used_pages)
+        return self._tokens >= self._max_tokens or used > self._max_bytes
 
     def prefix(self, bases: bytes, ends: Iterable[int]) -> Prefix:
-        """Ask for the beginning of a sequence.
+        """Queue the beginning of a sequence, unless it is cached.
 
         Args:
             bases: The sequence, or more than its beginning, in upper-case letters.
             ends: Where its pieces end, in order.
         """
-        found = self.root
+        prefix = self.root
         for end in ends:
-            found = self._piece(found, bases[found.length : end])
-        return found
+            prefix = self._piece(prefix, bases[prefix.length : end])
+        return prefix
 
     def _piece(self, parent: Prefix, bases: bytes) -> Prefix:
-        found = parent.children.get(bases)
-        if found is None:
-            found = parent.children[bases] = Prefix(parent, bases)
-            self._prefixes.append(found)
+        """The child of a node with these bases; queued unless it is cached."""
+        prefix = parent.children.get(bases)
+        if prefix is None:
+            prefix = parent.children[bases] = Prefix(parent, bases)
+            self._prefixes.append(prefix)
             self._tokens += len(bases)
-        if found.batch != self._batch:
-            found.batch = self._batch
-            self._used_slots += 1
-            self._used_places += len(bases)
-        return found
+        if prefix.batch != self._batch:
+            prefix.batch = self._batch
+            self._used_states += 1
+            self._used_pages += len(bases)
+        return prefix
 
     def suffix(self, parent: Prefix, bases: bytes, *, cumulative: bool = False) -> Suffix:
-        """Ask for a sequence.
+        """Queue the end of a sequence, and with it the sequence.
 
         Args:
             parent: Its beginning, queued in the same batch.
             bases: The rest, at least one base, in upper-case letters.
             cumulative: Whether `Suffix.logprob_until` will be called.
         """
-        found = parent.suffixes.get(bases)
-        if found and found.cumulative >= cumulative:
-            found.batch = self._batch
-            return found
+        suffix = parent.suffixes.get(bases)
+        if suffix and suffix.cumulative >= cumulative:
+            suffix.batch = self._batch
+            return suffix
         prefix, rest = parent, bases
         while len(rest) > CHUNK:
             prefix, rest = self._piece(prefix, rest[:CHUNK]), rest[CHUNK:]
-        found = parent.suffixes[bases] = Suffix(prefix, rest, cumulative=cumulative)
-        found.batch = self._batch
-        self._suffixes.append(found)
+        suffix = parent.suffixes[bases] = Suffix(prefix, rest, cumulative=cumulative)
+        suffix.batch = self._batch
+        self._suffixes.append(suffix)
         self._tokens += len(rest) if len(rest) > 1 else 0  # a single base is not read
-        return found
+        return suffix
 
     @torch.inference_mode()
     def read(self) -> "Batch":
-        """Read all that was queued since the last call; numbers are there after `collect`.
+        """Read all that was queued since the last call; `collect` then gives the log-likelihoods.
 
-        A GPU may still be at work when this returns.
+        A GPU may still be computing when this returns.
         """
         self._evict()
         self.num_bases += self._tokens
         batch = Batch([], [], None, self._last)
         if self._counts_only:
             for prefix in self._prefixes:
-                prefix.slot = 0
+                prefix.state_index = 0
             for suffix in self._suffixes:
                 suffix.logprob = suffix.last = 0.0
                 suffix.logprobs = np.zeros(len(suffix.bases))
@@ -360,7 +362,7 @@ class Packer:
 
     def _evict(self) -> None:
         """Drop the prefixes that this batch does not use."""
-        free, waiting = [self._free_places], [self.root]
+        free, waiting = [self._free_pages], [self.root]
         while waiting:
             prefix = waiting.pop()
             gone = [child for child in prefix.children.values() if child.batch != self._batch]
@@ -371,33 +373,33 @@ class Packer:
                 gone += child.children.values()
                 child.children.clear()  # so that nothing refers to itself, and memory is free now
                 child.suffixes.clear()
-                if child.slot > 0:
-                    self._free_slots.append(child.slot)
-                    free.append(child.places)
+                if child.state_index > 0:
+                    self._free_states.append(child.state_index)
+                    free.append(child.pages)
             stale = [each for each in prefix.suffixes.items() if each[1].batch != self._batch]
             for bases, _ in stale:
                 del prefix.suffixes[bases]
             waiting += prefix.children.values()
         if len(free) > 1:
-            self._free_places = np.concatenate(free)
+            self._free_pages = np.concatenate(free)
 
     def _allocate(self) -> None:
         """Make room for the prefixes to read."""
-        num_slots = self._num_slots + max(len(self._prefixes) - len(self._free_slots), 0)
-        self._free_slots += range(self._num_slots, num_slots)
-        num_places = self._num_places
-        if self._uses_places:
+        num_states = self._num_states + max(len(self._prefixes) - len(self._free_states), 0)
+        self._free_states += range(self._num_states, num_states)
+        num_pages = self._num_pages
+        if self._is_paged:
             needed = sum(len(prefix.bases) for prefix in self._prefixes)
-            num_places += max(needed - len(self._free_places), 0)
-            new = np.arange(self._num_places, num_places, dtype=np.int32)
-            self._free_places = np.concatenate([self._free_places, new])
-        if (num_slots, num_places) == (self._num_slots, self._num_places):
+            num_pages += max(needed - len(self._free_pages), 0)
+            new = np.arange(self._num_pages, num_pages, dtype=np.int32)
+            self._free_pages = np.concatenate([self._free_pages, new])
+        if (num_states, num_pages) == (self._num_states, self._num_pages):
             return
-        self._num_slots, self._num_places = num_slots, num_places
+        self._num_states, self._num_pages = num_states, num_pages
         for pool in self._pools:
-            pool.reserve(num_slots, num_places)
+            pool.reserve(num_states, num_pages)
         if self._next_SV is not None:
-            self._next_SV = with_room(self._next_SV, num_slots)
+            self._next_SV = padded_rows(self._next_SV, num_states)
 
     @property
     def runs_ahead(self) -> bool:
@@ -405,16 +407,18 @@ class Packer:
         return self._device.type == "cuda" and not self._brief
 
     def _read_prefixes(self) -> Iterator["_Result"]:
-        """Read pieces whose beginning has been read, the longest first."""
+        """Read pieces whose parents have been read, the longest first."""
         waiting = self._prefixes
         while waiting:
-            ready = [each for each in waiting if each.parent and each.parent.slot != NOT_READ]
+            ready = [
+                each for each in waiting if each.parent and each.parent.state_index != NOT_READ
+            ]
             length = max(len(each.bases) for each in ready)
             now = [each for each in ready if len(each.bases) == length]
             num_rows = self.shapes.piece_rows(length)
             for first in range(0, len(now), num_rows):
                 yield self._launch(now[first : first + num_rows], length, num_rows)
-            waiting = [each for each in waiting if each.slot == NOT_READ]
+            waiting = [each for each in waiting if each.state_index == NOT_READ]
 
     def _read_suffixes(self) -> Iterator["_Result"]:
         """Read suffixes of more than a base; that of one is in the predictions of its prefix."""
@@ -428,37 +432,41 @@ class Packer:
                 yield self._launch(suffixes[first : first + num_rows], length, num_rows)
 
     def _launch(self, rows: Sequence[Prefix | Suffix], length: int, num_rows: int) -> "_Result":
-        """Read rows in one launch, and keep what follows if they are prefixes."""
+        """Read rows in one launch, and store the states after those that are prefixes."""
         ids_BL = np.full((num_rows, length), PAD_TOKEN, np.uint8)
-        # Tokens of the row; slot and tokens of what comes before.
+        # Length of the row; state index and length of its prefix.
         numbers_3B = np.zeros((3, num_rows), np.int64)
         letters = [row.bases for row in rows]
         parents = [row.parent or self.root for row in rows]
-        most = max(parent.length for parent in parents) if self._uses_places else 0
-        places_BT = np.zeros((num_rows, most), np.int32)
+        longest = max(parent.length for parent in parents) if self._is_paged else 0
+        page_table_BT = np.zeros((num_rows, longest), np.int32)
         for index, (bases, parent) in enumerate(zip(letters, parents, strict=True)):
             ids_BL[index, : len(bases)] = np.frombuffer(bases, np.uint8)
-            numbers_3B[:, index] = len(bases), parent.slot, parent.length
+            numbers_3B[:, index] = len(bases), parent.state_index, parent.length
             if index and parent is parents[index - 1]:
-                places_BT[index] = places_BT[index - 1]
-            elif self._uses_places:
-                parent.put_places(places_BT[index])
-        new_slots_N = places_NL = None
+                page_table_BT[index] = page_table_BT[index - 1]
+            elif self._is_paged:
+                parent.write_page_table(page_table_BT[index])
+        new_states_N = new_pages_NL = None
         prefixes = [row for row in rows if isinstance(row, Prefix)]
         if prefixes:
-            slots, self._free_slots = _split(self._free_slots, len(prefixes))
-            new_slots_N = self._on_device(np.array(slots))
-            for prefix, slot in zip(prefixes, slots, strict=True):
-                prefix.slot = slot
-        if prefixes and self._uses_places:
-            taken, self._free_places = _split(self._free_places, len(prefixes) * length)
+            states, self._free_states = _split(self._free_states, len(prefixes))
+            new_states_N = self._on_device(np.array(states))
+            for prefix, state in zip(prefixes, states, strict=True):
+                prefix.state_index = state
+        if prefixes and self._is_paged:
+            taken, self._free_pages = _split(self._free_pages, len(prefixes) * length)
             own_NL = taken.reshape(len(prefixes), length)
-            places_NL = self._on_device(own_NL.astype(np.int64))
+            new_pages_NL = self._on_device(own_NL.astype(np.int64))
             for prefix, own_L in zip(prefixes, own_NL, strict=True):
-                prefix.places = own_L
-        lengths_B, prefix_slots_B, pasts_B = self._on_device(numbers_3B)
+                prefix.pages = own_L
+        lengths_B, prefix_states_B, past_lengths_B = self._on_device(numbers_3B)
         launch = Launch(
-            prefix_slots_B, pasts_B.int(), self._on_device(places_BT), new_slots_N, places_NL
+            prefix_states_B,
+            past_lengths_B.int(),
+            self._on_device(page_table_BT),
+            new_states_N,
+            new_pages_NL,
         )
         logprobs_BL = self._logprobs(self._on_device(ids_BL).long(), lengths_B, launch)
         last_B = logprobs_BL.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
@@ -482,14 +490,14 @@ class Packer:
             x_BLD, _ = block(x_BLD, Pooled(pool, launch))
         logprobs_BLV = model.unembed(x_BLD).log_softmax(dim=-1)
         if self._next_SV is None:
-            self._next_SV = logprobs_BLV.new_zeros(self._num_slots, logprobs_BLV.shape[2])
-        prefix_next_BV = self._next_SV[launch.prefix_slots_B]  # 0 after the empty prefix
+            self._next_SV = logprobs_BLV.new_zeros(self._num_states, logprobs_BLV.shape[2])
+        prefix_next_BV = self._next_SV[launch.prefix_states_B]  # 0 after the empty prefix
         first_B1 = prefix_next_BV.gather(1, ids_BL[:, :1])
         rest_BL = logprobs_BLV[:, :-1].gather(2, ids_BL[:, 1:, None])[:, :, 0]
         logprobs_BL = torch.cat([first_B1, rest_BL], dim=1).double()
-        if launch.new_slots_N is not None:
-            kept_NV = logprobs_BLV[: len(launch.new_slots_N), -1]
-            self._next_SV.index_copy_(0, launch.new_slots_N, kept_NV)
+        if launch.new_states_N is not None:
+            kept_NV = logprobs_BLV[: len(launch.new_states_N), -1]
+            self._next_SV.index_copy_(0, launch.new_states_N, kept_NV)
         positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         return logprobs_BL.masked_fill(positions_L >= lengths_B[:, None], 0)
 
@@ -497,20 +505,21 @@ class Packer:
         """Log-probabilities of suffixes of one base, from the predictions of their prefixes."""
         if not suffixes or self._next_SV is None:
             return None
-        slots = self._on_device(np.array([suffix.parent.slot for suffix in suffixes]))
+        states = self._on_device(np.array([suffix.parent.state_index for suffix in suffixes]))
         letters = self._on_device(np.array([suffix.bases[0] for suffix in suffixes]))
-        return self._next_SV[slots, letters].double()
+        return self._next_SV[states, letters].double()
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What a launch has found, on the device.
+    """The results of a launch, on the device.
 
     Attributes:
-        rows: Its rows, without those that fill it up.
-        totals_N2: Log-likelihood of the bases of each, and the log-probability of its last, fp64.
+        rows: Its rows, without the empty ones.
+        totals_N2: Log-likelihood of the bases of each row, and the log-probability of its last
+            base, fp64.
         logprobs_KL: Log-probability of each base of the rows that keep them, fp64.
-        kept: These rows.
+        kept: The rows of `logprobs_KL`.
     """
 
     rows: "Sequence[Prefix | Suffix]"
@@ -521,13 +530,13 @@ class _Result:
 
 @dataclass
 class Batch:
-    """What has been read together, on the device until it is collected.
+    """The results of one `Packer.read`, on the device until they are collected.
 
     Attributes:
-        results: Those of its launches, in their order.
+        results: Results of its launches, in order.
         single: Suffixes of one base.
-        values_N: Their log-probabilities; None: they are first bases, which have none.
-        earlier: The batch before, whose prefixes may be continued here; None: it is collected.
+        values_N: Log-probabilities of `single`; None if these are first bases, which have none.
+        earlier: The previous batch, whose prefixes may be continued here; None once collected.
     """
 
     results: list[_Result]
@@ -536,7 +545,7 @@ class Batch:
     earlier: "Batch | None"
 
     def collect(self) -> None:
-        """Give prefixes and suffixes their numbers, after those of all batches before."""
+        """Copy the log-likelihoods into the prefixes and suffixes, earlier batches first."""
         if self.earlier is not None:
             self.earlier.collect()
             self.earlier = None
@@ -557,11 +566,11 @@ class Batch:
         for suffix, value in zip(self.single, values, strict=True):
             suffix.last, suffix.logprob = value, suffix.parent.logprob + value
             suffix.logprobs = np.array([value])
-        self.results, self.single, self.values_N = [], [], None  # once is enough
+        self.results, self.single, self.values_N = [], [], None  # collect them once
 
 
 def _keeps_all(row: Prefix | Suffix) -> bool:
-    """Whether its log-likelihoods up to each base are kept; a chunk may be part of a suffix."""
+    """Whether the log-likelihoods up to each base are kept; a chunk may be part of a suffix."""
     return row.cumulative if isinstance(row, Suffix) else len(row.bases) == CHUNK
 
 

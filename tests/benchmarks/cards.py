@@ -304,7 +304,7 @@ def page(card: dict[str, Any]) -> str:
             + [_bits_row(f"all {domain}", rows) for domain, rows in _domains(card["bits"]).items()]
             + [_bits_row("mean of the genomes", card["bits"], by_genome=True)],
         ),
-        f"phiX174, which it was not trained on: {card['phix174_bits']:.4f} bits per base.",
+        f"phiX174, which is among its training genomes: {card['phix174_bits']:.4f} bits per base.",
         "## Recall",
         "A needle of 100 random bases in random DNA, `evo2 eval needle`, mean over depths of 0 to "
         "100 %; chance is 0.25.",

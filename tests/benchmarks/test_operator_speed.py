@@ -159,9 +159,9 @@ def compiled(request: pytest.FixtureRequest) -> None:
     """Compile the kernels of the linear mixers that were chosen, all at once."""
     chosen = []
     for item in request.session.items:
-        found = item.callspec.params if isinstance(item, pytest.Function) else {}
-        if found.get("name") in LINEAR:
-            chosen.append((found["name"], found["width"]))
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("name") in LINEAR:
+            chosen.append((callspec.params["name"], callspec.params["width"]))
     tasks = (partial(_compile, name, width) for name, width in chosen)
     for _ in run_tasks(tasks, max(2, len(chosen)), lambda _: None):
         pass

@@ -108,7 +108,7 @@ def test_all_but_the_model(
 
     def nothing(packer: Packer, ids_BL: Tensor, _lengths_B: Tensor, _launch: Launch) -> Tensor:
         if packer._next_SV is None:
-            packer._next_SV = torch.zeros(packer._num_slots, 512)
+            packer._next_SV = torch.zeros(packer._num_states, 512)
         return torch.zeros(1, 1, dtype=torch.float64).expand(ids_BL.shape)
 
     monkeypatch.setattr(Packer, "_logprobs", nothing)

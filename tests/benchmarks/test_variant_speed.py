@@ -174,8 +174,7 @@ def test_a_row_of_a_tiny_model(tiny_model: StripedHyena2, windows: str) -> None:
         VariantRecord.from_columns("one", at + 1, ref, alt)
         for at, ref, alt in variants(sequence, 12)
     ]
-    lengths = {"one": len(sequence)}
-    genome = Reference(lengths, lambda each: sequence[each.start : each.end].encode(), lambda: None)
+    genome = Reference.from_sequences({"one": sequence.encode()})
     options = AlleleOptions(window=256, windows=windows)
     scorer = VariantScorer(tiny_model, genome, options, shapes=Shapes(1024))
     row = measured(scorer, records, forward_rate(tiny_model, 1, 256))

@@ -21,7 +21,7 @@ from hyenakernels import (
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.attention.reference import rotary_angles
 from hyenakernels.parallel import attention_all_to_all, attention_ring, attention_zigzag
-from stripedhyena2.cache import Launch, Pool, Slots, with_room
+from stripedhyena2.cache import Launch, Pool, Slots, padded_rows
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.layout import Entry, by_owner, by_part
@@ -124,37 +124,37 @@ class AttentionPool(Pool):
         values_NHW: Values, likewise.
     """
 
-    uses_places = True
+    is_paged = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_places = 1
+        self._num_pages = 1
         self.keys_NHW: Tensor | None = None
         self.values_NHW: Tensor | None = None
 
-    def reserve(self, num_slots: int, num_places: int) -> None:
+    def reserve(self, num_states: int, num_pages: int) -> None:
         """As in `Pool`."""
-        del num_slots
-        self._num_places = max(num_places, self._num_places)
+        del num_states
+        self._num_pages = max(num_pages, self._num_pages)
         if self.keys_NHW is not None and self.values_NHW is not None:
-            self.keys_NHW = with_room(self.keys_NHW, self._num_places)
-            self.values_NHW = with_room(self.values_NHW, self._num_places)
+            self.keys_NHW = padded_rows(self.keys_NHW, self._num_pages)
+            self.values_NHW = padded_rows(self.values_NHW, self._num_pages)
 
     def rows(self, like_BLHW: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values; their memory is allocated on the first call."""
         if self.keys_NHW is None or self.values_NHW is None:
             empty_NHW = like_BLHW.new_zeros(0, *like_BLHW.shape[2:])
-            self.keys_NHW = with_room(empty_NHW, self._num_places)
-            self.values_NHW = with_room(empty_NHW, self._num_places)
+            self.keys_NHW = padded_rows(empty_NHW, self._num_pages)
+            self.values_NHW = padded_rows(empty_NHW, self._num_pages)
         return self.keys_NHW, self.values_NHW
 
     def store(self, launch: Launch, k_BLHW: Tensor, v_BLHW: Tensor) -> None:
-        """Store the keys and values of the sequences that the launch names places for."""
-        if launch.places_NL is None:
+        """Store the keys and values of the sequences for which the launch has new pages."""
+        if launch.new_pages_NL is None:
             return
-        count, places = len(launch.places_NL), launch.places_NL.flatten()
+        count, pages = len(launch.new_pages_NL), launch.new_pages_NL.flatten()
         for memory_NHW, x_BLHW in zip(self.rows(k_BLHW), (k_BLHW, v_BLHW), strict=True):
-            memory_NHW.index_copy_(0, places, x_BLHW[:count].flatten(0, 1))
+            memory_NHW.index_copy_(0, pages, x_BLHW[:count].flatten(0, 1))
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -224,8 +224,8 @@ class Attention(Mixer, letter="A"):
     def read_rows(self, x_BLD: Tensor, pool: AttentionPool, launch: Launch) -> Tensor:
         """As in `Mixer`."""
         new_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
-        q_BLHW, k_BLHW, v_BLHW = self._heads(x_BLD, launch.pasts_B[:, None] + new_L)
-        rows = *pool.rows(k_BLHW), launch.places_BT, launch.pasts_B
+        q_BLHW, k_BLHW, v_BLHW = self._heads(x_BLD, launch.past_lengths_B[:, None] + new_L)
+        rows = *pool.rows(k_BLHW), launch.page_table_BT, launch.past_lengths_B
         y_BLHW = pooled_attention(q_BLHW, k_BLHW, v_BLHW, *rows)
         pool.store(launch, k_BLHW, v_BLHW)
         projected_BLD: Tensor = self.project_out(y_BLHW.flatten(2))
@@ -238,7 +238,7 @@ class Attention(Mixer, letter="A"):
         q_BHW = append_token(z_B1C[:, 0], *angles, *rows, slots.lengths_B)
         return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]
 
-    def require_room(self, past: AttentionPast | None, num_tokens: int) -> None:
+    def check_capacity(self, past: AttentionPast | None, num_tokens: int) -> None:
         """As in `Mixer`: a `PreallocatedKV` has a capacity."""
         if isinstance(past, PreallocatedKV):
             seen, capacity = past.keys_BHTW.shape[2], past.memory[0].shape[2]

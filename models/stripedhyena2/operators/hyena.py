@@ -27,7 +27,7 @@ from hyenakernels import (
 )
 from hyenakernels.launch import modal_segment
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import Launch, Pool, Slots, with_room
+from stripedhyena2.cache import Launch, Pool, Slots, padded_rows
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.initial import Draw, constant, normal, uniform
 from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_last
@@ -81,48 +81,48 @@ class HyenaSlots(hyenakernels.HyenaSlots, Slots):
 
 
 class HyenaPool(Pool):
-    """The pasts of many prefixes, by slot; slot 0 holds zeros, the past of an empty prefix."""
+    """The pasts of many prefixes, by state index; index 0 holds zeros, that of an empty prefix."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_slots = 1
+        self._num_states = 1
         self._pasts: HyenaPast | None = None
 
-    def reserve(self, num_slots: int, num_places: int) -> None:
+    def reserve(self, num_states: int, num_pages: int) -> None:
         """As in `Pool`."""
-        del num_places
-        self._num_slots = max(num_slots, self._num_slots)
+        del num_pages
+        self._num_states = max(num_states, self._num_states)
         if self._pasts is not None:
-            self._pasts = self._with_room(self._pasts)
+            self._pasts = self._padded(self._pasts)
 
-    def _with_room(self, pasts: HyenaPast) -> HyenaPast:
+    def _padded(self, pasts: HyenaPast) -> HyenaPast:
         return HyenaPast(
-            with_room(pasts.featurizer_BPC, self._num_slots),
-            with_room(pasts.inner, self._num_slots),
+            padded_rows(pasts.featurizer_BPC, self._num_states),
+            padded_rows(pasts.inner, self._num_states),
         )
 
-    def gather(self, slots_B: Tensor, empty: HyenaPast) -> HyenaPast:
-        """The pasts in some slots.
+    def gather(self, states_B: Tensor, empty: HyenaPast) -> HyenaPast:
+        """The pasts of some prefixes.
 
         Args:
-            slots_B: Indices of the slots.
-            empty: A past of zero sequences, for the shape, dtype and device of the slots.
+            states_B: Their state indices, int64.
+            empty: A past of zero sequences, for the shape, dtype and device of the pool.
         """
         if self._pasts is None:
-            self._pasts = self._with_room(empty)
+            self._pasts = self._padded(empty)
         return HyenaPast(
-            self._pasts.featurizer_BPC.index_select(0, slots_B),
-            self._pasts.inner.index_select(0, slots_B),
+            self._pasts.featurizer_BPC.index_select(0, states_B),
+            self._pasts.inner.index_select(0, states_B),
         )
 
-    def store(self, slots_N: Tensor | None, past: HyenaPast) -> None:
-        """Store the pasts of the first N sequences in these slots."""
-        if slots_N is None:
+    def store(self, states_N: Tensor | None, past: HyenaPast) -> None:
+        """Store the pasts of the first N sequences at these indices; None stores none."""
+        if states_N is None:
             return
         assert self._pasts is not None, "`gather` is called before `store`"
-        count = len(slots_N)
-        self._pasts.featurizer_BPC.index_copy_(0, slots_N, past.featurizer_BPC[:count])
-        self._pasts.inner.index_copy_(0, slots_N, past.inner[:count])
+        count = len(states_N)
+        self._pasts.featurizer_BPC.index_copy_(0, states_N, past.featurizer_BPC[:count])
+        self._pasts.inner.index_copy_(0, states_N, past.inner[:count])
 
 
 class HyenaOperator(nn.Module):
@@ -245,9 +245,9 @@ class Hyena(Mixer):
     def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
         """As in `Mixer`."""
         z_BLC = self.project_in(x_BLD)
-        past = pool.gather(launch.prefix_slots_B, self.operator.start(0, z_BLC))
+        past = pool.gather(launch.prefix_states_B, self.operator.start(0, z_BLC))
         y_BLD, past = self.operator(z_BLC, past)
-        pool.store(launch.new_slots_N, past)
+        pool.store(launch.new_states_N, past)
         projected_BLD: Tensor = self.project_out(y_BLD)
         return projected_BLD
 

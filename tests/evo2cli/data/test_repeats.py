@@ -22,7 +22,7 @@ def random_windows(count: int, length: int, seed: int = 0) -> Bytes:
 def repeated(before: Bytes, **rules: Any) -> Bytes:
     after = before.copy()
     samples = np.arange(len(before)) + 1000
-    Repeats(**{"probability": 1.0, "inverted": 0.0, "seed": 7, **rules}).insert(
+    Repeats(**{"number": 1.0, "inverted": 0.0, "seed": 7, **rules}).insert(
         after, np.zeros(before.shape, np.bool_), samples
     )
     return after
@@ -65,8 +65,8 @@ def test_an_inverted_copy_is_the_reverse_complement_of_an_earlier_piece() -> Non
 @pytest.mark.parametrize(("share", "inverted"), [(0.1, 0.25), (0.5, 0.9)])
 def test_copies_and_strands_have_their_shares(share: float, inverted: float) -> None:
     before = random_windows(4000, 64)
-    direct = repeated(before, probability=share)
-    mixed = repeated(before, probability=share, inverted=inverted)
+    direct = repeated(before, number=share)
+    mixed = repeated(before, number=share, inverted=inverted)
     got = (before != direct).any(axis=1)
     turned = (mixed != direct).any(axis=1)
     assert got.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
@@ -85,6 +85,26 @@ def test_sizes_and_distances_reach_every_scale() -> None:
         assert share == pytest.approx(1 / expected, abs=0.04)
     assert (distances > 1536).mean() > 0.03
     assert (distances[sizes < 32] < 64).mean() > 0.15
+
+
+def test_each_further_repeat_copies_from_what_is_there() -> None:
+    windows = random_windows(200, 600)
+    for number in range(1, 5):
+        more = repeated(random_windows(200, 600), number=number, longest=64)
+        differs = (windows != more).any(axis=1)  # not if the same bases stood there
+        assert differs.mean() > 0.95
+        for _, distance, size in find_copies(windows[differs], more[differs], inverted=False):
+            assert size <= min(distance, 64)
+        windows = more
+    mixed = repeated(random_windows(200, 600), number=3.5, longest=64)
+    assert {
+        (row == three).all() or (row == four).all()
+        for row, three, four in zip(
+            mixed, repeated(random_windows(200, 600), number=3, longest=64), windows, strict=True
+        )
+    } == {True}
+    share = (mixed == windows).all(axis=1).mean()
+    assert 0.35 < share < 0.65
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (3, 4), (16, 1024), (7, 2**40)])
@@ -120,35 +140,38 @@ def test_a_tag_made_of_bases_is_kept() -> None:
     np.testing.assert_array_equal(after[:, 40:80], before[:, 40:80])
 
 
-def make_loader(seed: int = 0, length: int = 64, **rules: Any) -> WindowLoader:
+def make_loader(
+    seed: int = 0, length: int = 64, number: float = 0.0, inverted: float = 0.25
+) -> WindowLoader:
     text = np.append(random_windows(1, 5000)[0], END_OF_DOCUMENT).astype(np.uint8)
+    repeats = Repeats(number, inverted, seed) if number else None
     source = ArrayDocuments("s", text, np.array([0, len(text)]))
-    return WindowLoader([source], length=length, sequences=8, seed=seed, **rules)
+    return WindowLoader([source], length=length, sequences=8, seed=seed, repeats=repeats)
 
 
 def test_windows_depend_on_seed_and_step_alone() -> None:
-    rules = {"repeats": 0.6, "inverted_repeats": 0.5}
-    loader = make_loader(**rules)
+    loader = make_loader(number=2.6, inverted=0.5)
     steps = [loader.windows(step).tokens for step in range(6)]
-    again = make_loader(**rules)
+    again = make_loader(number=2.6, inverted=0.5)
     for step in (5, 0, 3):
         np.testing.assert_array_equal(again.windows(step).tokens, steps[step])
         parts = [again.windows(step, slice(rank, None, 2)).tokens for rank in (0, 1)]
         np.testing.assert_array_equal(parts[0], steps[step][0::2])
         np.testing.assert_array_equal(parts[1], steps[step][1::2])
-    assert not np.array_equal(make_loader(seed=1, **rules).windows(0).tokens, steps[0])
+    assert not np.array_equal(
+        make_loader(seed=1, number=2.6, inverted=0.5).windows(0).tokens, steps[0]
+    )
 
 
-def test_without_repeats_windows_are_as_before_and_with_them_strands_stay() -> None:
-    plain, off, on = make_loader(), make_loader(repeats=0.0), make_loader(repeats=1.0)
+def test_repeats_change_windows_and_keep_their_strands() -> None:
+    plain, on = make_loader(), make_loader(number=1.0)
     for step in range(4):
         windows = plain.windows(step)
-        np.testing.assert_array_equal(off.windows(step).tokens, windows.tokens)
         np.testing.assert_array_equal(on.windows(step).reverse, windows.reverse)
         assert (on.windows(step).tokens != windows.tokens).any(axis=1).mean() > 0.8
 
 
 def test_a_window_that_is_too_short_is_refused() -> None:
-    make_loader(length=MIN_LENGTH, repeats=1.0).windows(0)
+    make_loader(length=MIN_LENGTH, number=1.0).windows(0)
     with pytest.raises(ValueError, match=f"a window of {MIN_LENGTH - 1} is too short for repeats"):
-        make_loader(length=MIN_LENGTH - 1, repeats=1.0)
+        make_loader(length=MIN_LENGTH - 1, number=1.0)

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evo2cli.data.tags import find_tags, read_tag, split_record
+from evo2cli.data.tags import find_tags, read_tag, split_tag
 from evo2cli.errors import UserError
-from evo2cli.genome.fasta import Record
 
 LETTERS = "ACGTacgtN|_; d#@\0"
 
@@ -62,22 +61,30 @@ def test_the_tag_of_a_record_is_the_same_as_the_option() -> None:
     tag = b"|D__BACTERIA;S__E COLI|"
     for text in ("d__Bacteria;s__E coli", "|D__Bacteria;S__E coli|"):
         assert read_tag(text) == tag
-        assert split_record("x.fa", Record("a", "", b"acgu"), read_tag(text)) == (tag, b"ACGT")
-    assert split_record("x.fa", Record("a", "", b"|d__Bacteria;s__E coli|acgu")) == (tag, b"ACGT")
-    assert split_record("x.fa", Record("a", "", b"acgu")) == (b"", b"ACGT")
+        assert split_tag("x", b"acgu", read_tag(text)) == (tag, b"ACGT")
+    assert split_tag("x", b"|d__Bacteria;s__E coli|acgu") == (tag, b"ACGT")
+    assert split_tag("x", b"acgu") == (b"", b"ACGT")
 
 
 @pytest.mark.parametrize(
     ("sequence", "tag", "message"),
     [
-        (b"|D__X|AC", b"|D__Y|", "x.fa: record 'a' begins with a lineage tag of its own"),
+        (
+            b"|D__X|AC",
+            b"|D__Y|",
+            "x.fa: record 'a' begins with a lineage tag of its own; leave out --tag",
+        ),
         (b"|ACGT|AC", b"", "x.fa: record 'a': |ACGT|: not a lineage such as"),
-        (b"|D__X|AC|D__Y|", b"", "'|' at position 3: part of a lineage tag"),
+        (
+            b"|D__X|AC|D__Y|",
+            b"",
+            "'|' at position 3: part of a lineage tag; put it all first",
+        ),
         (b"|D__X", b"", "'|' at position 1: part of a lineage tag"),
         (b"|\xff__X|AC", b"", "not a lineage such as"),
     ],
 )
-def test_a_tag_that_is_none_is_refused(sequence: bytes, tag: bytes, message: str) -> None:
+def test_an_invalid_tag_is_refused(sequence: bytes, tag: bytes, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        split_record("x.fa", Record("a", "", sequence), tag)
+        split_tag("x.fa: record 'a'", sequence, tag)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The text of a bgzip file is what gzip reads; an index that leads elsewhere is made again."""
+"""The text of a bgzip file is what gzip reads; an index that does not match is made again."""
 
 import gzip
 import io
@@ -88,12 +88,12 @@ def test_damage_is_one_line(tmp_path: Path, change: str) -> None:
 def test_no_number_of_a_gzi_can_change_a_base(
     genome: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever one number becomes, bases are right, and whoever wrote the index hears of it."""
+    """Whichever number is wrong, bases are right, and a warning says that the index is not."""
     index = genome.with_name("g.fa.gz.gzi")
     good = index.read_bytes()
     numbers = struct.unpack(f"<{len(good) // 8}Q", good)
     assert len(numbers) == 9
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         others = {
             0,
             number + 1,
@@ -103,7 +103,7 @@ def test_no_number_of_a_gzi_can_change_a_base(
             numbers[-1],
         }
         for other in sorted({value % 2**64 for value in others} - {number}):
-            changed = [*numbers[:place], other, *numbers[place + 1 :]]
+            changed = [*numbers[:position], other, *numbers[position + 1 :]]
             index.write_bytes(struct.pack(f"<{len(changed)}Q", *changed))
             check(genome)
             assert "g.fa.gz.gzi: does not fit g.fa.gz; a new index is made" in caplog.text
@@ -149,7 +149,7 @@ def test_the_fai_of_another_bgzip_file_is_replaced(
 
 
 def test_indexes_that_fit_are_kept(genome: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Those of htslib for joined files, with empty blocks within, are right as well."""
+    """Indexes of htslib for concatenated files, with empty blocks inside, match as well."""
     genome.write_bytes(
         b"".join(bgzipped(genome, fasta({name: bases})) for name, bases in CONTIGS.items())
     )
@@ -162,7 +162,7 @@ def test_indexes_that_fit_are_kept(genome: Path, caplog: pytest.LogCaptureFixtur
     assert caplog.text == ""
 
 
-def test_what_htslib_misreads_is_held_in_memory(
+def test_a_genome_that_htslib_misreads_is_read_into_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "g.fa.gz"

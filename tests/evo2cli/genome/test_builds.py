@@ -1,10 +1,10 @@
-"""Which build a set of contigs is."""
+"""Builds are recognised by the lengths of their contigs."""
 
 from pathlib import Path
 
 import pytest
 
-from evo2cli.genome.builds import BUILDS, build_of, disagreement
+from evo2cli.genome.builds import BUILDS, build_of, length_mismatch
 
 GRCH37 = {"chr1": 249_250_621, "chr17": 81_195_210}
 GRCH38 = {"chr1": 248_956_422, "chr17": 83_257_441}
@@ -43,12 +43,12 @@ def test_a_build_is_known_by_its_lengths(lengths, build):
     assert build_of(lengths) == build
 
 
-def test_a_disagreement_names_a_contig_both_lengths_and_both_builds():
-    assert disagreement(GRCH37, GRCH37) is None
-    assert disagreement(GRCH37, GRCH38) == (
+def test_a_mismatch_names_a_contig_both_lengths_and_both_builds():
+    assert length_mismatch(GRCH37, GRCH37) is None
+    assert length_mismatch(GRCH37, GRCH38) == (
         "contig chr1 has 249,250,621 bases in the VCF, but 248,956,422 in the reference (and 1 "
         "more): the VCF looks like GRCh37 (hg19), the reference looks like GRCh38 (hg38)"
     )
-    assert disagreement({"a": 5}, {"a": 6}) == (
+    assert length_mismatch({"a": 5}, {"a": 6}) == (
         "contig a has 5 bases in the VCF, but 6 in the reference"
     )

@@ -1,4 +1,4 @@
-"""Coding sequences: changes of a protein become changes of codons, alone and in a genome."""
+"""Amino-acid changes become changes of codons, in a sequence alone and in a genome."""
 
 from itertools import product
 from pathlib import Path
@@ -81,12 +81,12 @@ def test_changes_are_read_in_the_order_of_their_sites() -> None:
         ("A\u0662T", "is not"),  # an Arabic digit
     ],
 )
-def test_what_is_no_change_is_told(text: str, message: str) -> None:
+def test_an_invalid_change_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_mutant(text)
 
 
-def test_a_shift_to_before_the_sequence_is_told() -> None:
+def test_a_shift_to_before_the_sequence_is_refused() -> None:
     assert parse_mutant("A6T", shift=-5) == [Change(0, "A", "T")]
     with pytest.raises(ValueError, match="'A5T' is at 0 by --shift -5; the first position is 1"):
         parse_mutant("A5T", shift=-5)
@@ -122,8 +122,8 @@ def test_a_change_in_the_genome_is_that_of_the_spliced_gene(tmp_path: Path, stra
             reference, alternate = windows
             assert len(reference.sequence) == len(alternate.sequence) == 800
             assert (reference.before, reference.after) == (alternate.before, alternate.after)
-            places = [sequence.positions[3 * site + index] for site in sites for index in range(3)]
-            assert len(reference.allele) == max(places) - min(places) + 1
+            changed_at = [sequence.positions[3 * site + i] for site in sites for i in range(3)]
+            assert len(reference.allele) == max(changed_at) - min(changed_at) + 1
             plain, changed = (
                 window.sequence if strand == "+" else reverse_complement(window.sequence)
                 for window in windows
@@ -163,7 +163,7 @@ def test_alone_the_whole_sequence_is_read() -> None:
     [
         (Change(1, "W", "A"), r"codon 2 of x is AAA \(K\), not W; is this its coding sequence\?"),
         (Change(2, "K", "A"), "x has 2 codons"),
-        (Change(0, "M", "M"), "no other codon than ATG stands for M"),
+        (Change(0, "M", "M"), "M has no other codon than ATG"),
     ],
 )
 def test_a_change_of_another_sequence_is_told(change: Change, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of the same contig."""
+"""Synonyms of contig names."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import BUILDS
-from evo2cli.genome.contig_names import KNOWN, plain_name, read_contig_names
+from evo2cli.genome.contig_names import DEFAULT_NAMES, plain_name, read_contig_names
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions
@@ -21,7 +21,7 @@ def test_every_chromosome_of_a_build_is_found_by_every_name_under_every_name(bui
         names = short | accessions
         for name in names:
             assert plain_name(name) == chromosome
-            assert all(KNOWN.find(name, [other]) == other for other in names)
+            assert all(DEFAULT_NAMES.find(name, [other]) == other for other in names)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_every_chromosome_of_a_build_is_found_by_every_name_under_every_name(bui
 def test_the_prefix_of_plants_is_that_of_animals(names: set[str], others: set[str]) -> None:
     """TAIR10 and the rice genome write Chr1, other files CHR1 or chr1, Ensembl 1 and Mt."""
     for name in names:
-        assert all(KNOWN.find(name, [other]) == other for other in names)
-        assert KNOWN.find(name, sorted(others)) is None
-        assert KNOWN.find(name, sorted(names)) == name  # itself first
+        assert all(DEFAULT_NAMES.find(name, [other]) == other for other in names)
+        assert DEFAULT_NAMES.find(name, sorted(others)) is None
+        assert DEFAULT_NAMES.find(name, sorted(names)) == name  # itself first
     assert len({plain_name(name) for name in names}) == 1
 
 
@@ -71,9 +71,9 @@ def test_accessions_as_the_assembly_reports_list_them(name, chromosome, build):
 
 
 def test_accessions_of_two_builds_are_not_the_same():
-    assert KNOWN.find("NC_000017.10", ["NC_000017.11"]) is None
-    assert KNOWN.find("NC_012920.1", ["J01415.2"]) == "J01415.2"
-    assert KNOWN.find("17", ["NC_000017.10", "NC_000017.11"]) is None  # which of them?
+    assert DEFAULT_NAMES.find("NC_000017.10", ["NC_000017.11"]) is None
+    assert DEFAULT_NAMES.find("NC_012920.1", ["J01415.2"]) == "J01415.2"
+    assert DEFAULT_NAMES.find("17", ["NC_000017.10", "NC_000017.11"]) is None  # which of them?
 
 
 def genome(folder: Path, contigs: dict[str, int]) -> Path:
@@ -112,7 +112,7 @@ REPORT = (
         "BK006935.2 I NC_001133.9",
     ],
 )
-def test_names_of_a_file(tmp_path: Path, text: str):
+def test_synonyms_of_a_file(tmp_path: Path, text: str):
     path = tmp_path / "names.txt"
     path.write_text(text)
     names = read_contig_names(path)
@@ -134,7 +134,7 @@ def test_names_of_a_file(tmp_path: Path, text: str):
         ("# nothing\n", "has no line"),
     ],
 )
-def test_what_names_no_contig_is_one_line(tmp_path: Path, text: str, message: str):
+def test_an_invalid_file_of_names_is_refused(tmp_path: Path, text: str, message: str):
     path = tmp_path / "names.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=message):

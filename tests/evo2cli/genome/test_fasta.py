@@ -1,4 +1,4 @@
-"""Records come out whole however the file is laid out, compressed or cut into blocks."""
+"""Records do not depend on line ends, compression or the blocks in which a file is read."""
 
 import bz2
 import gzip
@@ -117,7 +117,7 @@ def test_every_stored_byte_is_counted(tmp_path: Path) -> None:
     ],
     ids=["empty", "blank", "fastq", "vcf", "genbank", "text", "binary", "cut-gzip", "bad-gzip"],
 )
-def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_the_format_of_another_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "in.fa"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -125,7 +125,7 @@ def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str)
 
 
 @pytest.mark.parametrize("name", ["missing.fa", "."])
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         list(read_records(tmp_path / name))
 
@@ -145,10 +145,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         ("ACÅ".encode("latin-1"), "'Å' at position 3: not a nucleotide letter"),
     ],
 )
-def test_the_first_strange_letter_is_named(sequence: bytes, message: str) -> None:
+def test_the_first_invalid_letter_is_named(sequence: bytes, message: str) -> None:
     with pytest.raises(UserError, match=f"in.fa: record 'a': {message}"):
         require_nucleotides("in.fa", Record("a", "", sequence))
 
 
-def test_every_nucleotide_letter_is_welcome() -> None:
+def test_every_nucleotide_letter_is_accepted() -> None:
     require_nucleotides("in.fa", Record("a", "", b"ACGTURYSWKMBDHVNacgturyswkmbdhvn"))

@@ -1,4 +1,4 @@
-"""Features of BED, GFF3 and GTF: their bases, 0-based, and their names."""
+"""Features of BED, GFF3 and GTF: their intervals and names."""
 
 import gzip
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.genome.features import Feature, read_features
+from evo2cli.genome.features import Feature, read_features, read_gff_lines
 
 
 def line(contig: str, kind: str, start: int, end: int, attributes: str) -> str:
@@ -36,6 +36,21 @@ def test_lines_of_a_gff3_that_share_an_id_are_one_feature(tmp_path: Path) -> Non
     assert read_features(path, "gene") == [gene]
     with pytest.raises(UserError, match="has no feature of type tRNA"):
         read_features(path, "tRNA")
+
+
+def test_a_quoted_value_of_a_gtf_may_hold_separators(tmp_path: Path) -> None:
+    """NCBI writes notes such as this one; a GFF3 escapes semicolons, but may have single quotes."""
+    attributes = 'note "spliced; gene_id B; ID = C"; gene_id "A"; level 2;'
+    gtf, gff3 = tmp_path / "x.gtf", tmp_path / "x.gff3"
+    gtf.write_text(line("1", "exon", 1, 9, attributes))
+    assert [(f.name, f.spans) for f in read_features(gtf)] == [("A", ((0, 9),))]
+    assert [each.attributes for each in read_gff_lines(gtf)] == [
+        {"note": "spliced; gene_id B; ID = C", "gene_id": "A", "level": "2"}
+    ]
+    gff3.write_text(line("1", "exon", 1, 9, 'Note=5" end%3B x;ID=A;flag;'))
+    assert [each.attributes for each in read_gff_lines(gff3)] == [
+        {"Note": '5" end; x', "ID": "A", "flag": ""}
+    ]
 
 
 def test_every_line_of_a_gtf_and_of_a_bed_is_a_feature(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Genes of GFF3 and GTF: all dialects give the same genes, and each place finds all of its own."""
+"""Genes of GFF3 and GTF: all dialects give the same genes, and a search finds all of them."""
 
 import random
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_every_dialect_gives_the_same_gene(tmp_path: Path) -> None:
     assert alone == Gene("ABC1", "chr1", "-", coding, (), coding)
 
 
-def test_parents_without_a_gene_and_in_a_circle_end(tmp_path: Path) -> None:
+def test_parents_without_a_gene_and_in_a_cycle_end(tmp_path: Path) -> None:
     lines = [
         ("mRNA", 1, 9, "ID=a;Parent=b"),
         ("mRNA", 1, 9, "ID=b;Parent=a"),
@@ -63,7 +63,7 @@ def test_parents_without_a_gene_and_in_a_circle_end(tmp_path: Path) -> None:
     assert [(gene.name, gene.coding) for gene in found] == [("a", ((0, 9),)), ("Q", ((10, 19),))]
 
 
-def test_a_place_finds_all_of_its_genes() -> None:
+def test_an_interval_finds_all_of_its_genes() -> None:
     draw = random.Random(0)  # noqa: S311 - no secret
     genes = []
     for index in range(300):

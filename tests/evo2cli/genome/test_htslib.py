@@ -1,4 +1,4 @@
-"""What htslib does for us."""
+"""BCF and indexes through htslib."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.htslib import index_table, index_variants, read_bcf, write_bcf
 from evo2cli.genome.vcf import read_vcf
 
-UNDESCRIBED = (
+UNDECLARED = (
     b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ts1\n"
     b"1\t5\trs1\tA\tC,G\t30\tq10\tDP=5;DB\tGT:XX\t0/1:3\n2\t7\t.\tA\t<DEL>\t.\t.\t.\tGT\t.|1\n"
 )
@@ -20,23 +20,23 @@ def records(lines: list[bytes]) -> list[bytes]:
     return [line for line in lines if not line.startswith(b"#")]
 
 
-def test_a_header_that_describes_nothing_is_no_hindrance(tmp_path):
+def test_undeclared_keys_can_be_written_as_bcf(tmp_path):
     text, path = tmp_path / "some.vcf", tmp_path / "some.bcf"
-    text.write_bytes(UNDESCRIBED)
+    text.write_bytes(UNDECLARED)
     write_bcf(text, path)
     found = records(list(read_bcf(path)))
-    assert b"".join(found) == b"".join(records(UNDESCRIBED.splitlines(keepends=True)))
+    assert b"".join(found) == b"".join(records(UNDECLARED.splitlines(keepends=True)))
 
 
 def test_a_bcf_is_read_as_its_text_from_a_file_and_from_stdin(tmp_path, monkeypatch):
     text, path = tmp_path / "some.vcf", tmp_path / "some.bcf"
-    text.write_bytes(UNDESCRIBED)
+    text.write_bytes(UNDECLARED)
     write_bcf(text, path)
-    told = [[str(r) for r in read_vcf(place).records] for place in (text, path)]
-    assert told[0] == told[1] == ["1:5 A>C,G", "2:7 A><DEL>"]
+    read = [[str(r) for r in read_vcf(each).records] for each in (text, path)]
+    assert read[0] == read[1] == ["1:5 A>C,G", "2:7 A><DEL>"]
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(path.read_bytes())))
     monkeypatch.setattr("sys.stdin", stdin)
-    assert [str(r) for r in read_vcf(Path("-")).records] == told[0]
+    assert [str(r) for r in read_vcf(Path("-")).records] == read[0]
     cut = path.read_bytes()[:-28]  # without the last block, of which htslib only warns
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(cut))))
     with pytest.raises(UserError, match=r"^-: damaged or cut off: the block that ends"):
@@ -53,16 +53,16 @@ def test_bcf_of_the_zoo_is_read_or_refused_in_one_line(shared):
 
 def test_a_damaged_bcf_is_refused(tmp_path):
     text, path = tmp_path / "some.vcf", tmp_path / "some.bcf"
-    text.write_bytes(UNDESCRIBED)
+    text.write_bytes(UNDECLARED)
     write_bcf(text, path)
     path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(UserError, match=r"some\.bcf: damaged"):
         list(read_bcf(path))
 
 
-def test_what_htslib_does_not_understand_is_refused_with_a_way_out(tmp_path):
+def test_a_record_that_htslib_cannot_parse_is_refused_with_a_way_out(tmp_path):
     text = tmp_path / "some.vcf"
-    text.write_bytes(UNDESCRIBED.replace(b"\t7\t", b"\tseven\t"))
+    text.write_bytes(UNDECLARED.replace(b"\t7\t", b"\tseven\t"))
     with pytest.raises(UserError, match=r"^[^\n]*\.vcf\.gz[^\n]*$"):
         write_bcf(text, tmp_path / "some.bcf")
 

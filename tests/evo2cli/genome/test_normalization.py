@@ -11,7 +11,7 @@ from evo2cli.genome.vcf import VariantRecord, read_vcf
 HEADER = "##fileformat=VCFv4.2\n##contig=<ID=c>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 
 
-def test_it_says_what_bcftools_does(tmp_path: Path) -> None:
+def test_it_agrees_with_bcftools_norm(tmp_path: Path) -> None:
     chance = random.Random(2)  # noqa: S311 - a test
     genome = "".join(chance.choices("AC", k=300))  # repeats, so that much can be moved
     (tmp_path / "g.fa").write_text(f">c\n{genome}\n")
@@ -40,7 +40,7 @@ def test_it_says_what_bcftools_does(tmp_path: Path) -> None:
     assert 50 < len(moved) < 350
 
 
-def test_only_indels_spelled_in_bases_are_counted() -> None:
+def test_only_indels_written_in_bases_are_counted() -> None:
     indels = Indels()
     for reference, alternates in (
         ("A", "C"),  # no indel

@@ -1,4 +1,4 @@
-"""`evo2cli.genome` offers its public names without loading anything before they are used."""
+"""`evo2cli.genome` imports its public names when they are first used."""
 
 import subprocess
 import sys

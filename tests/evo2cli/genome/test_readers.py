@@ -1,4 +1,4 @@
-"""Laws of all readers: any bytes give records or one line, and an error leaves no file open."""
+"""All readers: any bytes give records or a one-line error, and an error leaves no file open."""
 
 import zipfile
 from collections.abc import Callable, Iterable
@@ -167,7 +167,7 @@ PIECES = [
 @settings(max_examples=100, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("name", READERS)
-def test_any_bytes_are_records_or_one_line(
+def test_any_bytes_give_records_or_a_one_line_error(
     name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     read, valid, _ = READERS[name]
@@ -186,7 +186,7 @@ def test_any_bytes_are_records_or_one_line(
 
 @settings(max_examples=60, derandomize=True)
 @given(data=st.data())
-def test_any_index_beside_a_genome_gives_its_bases_or_one_line(
+def test_any_index_beside_a_genome_gives_its_bases(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Cells of a .fai may be anything; an index that does not fit the file is made again."""
@@ -240,7 +240,7 @@ def test_two_columns_of_a_parquet_with_one_name_are_refused(tmp_path: Path) -> N
         list(read_table(path).records)
 
 
-def test_a_parquet_cell_that_python_cannot_hold_is_one_line(tmp_path: Path) -> None:
+def test_a_parquet_cell_that_python_cannot_hold_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     when = pyarrow.array([2**62], pyarrow.timestamp("ns"))
     columns = {"chrom": ["1"], "pos": [5], "ref": ["A"], "alt": ["C"], "when": when}
@@ -249,9 +249,11 @@ def test_a_parquet_cell_that_python_cannot_hold_is_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("read", [read_annotated, lambda path: list(read_records(path))])
-def test_a_book_is_a_book_for_every_reader(read: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_every_reader_recognises_an_excel_workbook(
+    read: Callable[[Path], Any], tmp_path: Path
+) -> None:
     path = tmp_path / "x.xlsx"
-    with zipfile.ZipFile(path, "w") as book:
-        book.writestr("[Content_Types].xml", "<Types/>")
-    with pytest.raises(UserError, match=r"x\.xlsx: is an Excel book; save its sheet as CSV"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    with pytest.raises(UserError, match=r"x\.xlsx: is an Excel workbook; save its sheet as CSV"):
         read(path)

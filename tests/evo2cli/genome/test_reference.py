@@ -1,4 +1,4 @@
-"""Windows equal slices of the whole, by whatever way the file is opened."""
+"""Intervals equal slices of the whole contig, however the file is opened."""
 
 import gzip
 import os
@@ -63,7 +63,7 @@ def test_bgzip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["g\udcef.fa", "g\u00ef.fa", "g %s.fa"])
 def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, caplog) -> None:
-    """Also one that is not UTF-8: a genome need not fit the memory because of its name."""
+    """Also one that is not UTF-8: otherwise the genome would be read into memory."""
     plain, compressed = tmp_path / name, tmp_path / f"{name}.gz"
     write_fasta(plain, CONTIGS)
     pysam.tabix_compress(os.fsencode(plain), os.fsencode(compressed))
@@ -97,15 +97,15 @@ def test_a_genome_in_memory_is_read_once_until_it_changes(
 
 
 def test_no_bit_of_an_index_can_give_wrong_bases(tmp_path: Path) -> None:
-    """A line end that became another white space hid a contig from htslib."""
+    """htslib misses a contig if a line end has become another white space."""
     path, index = tmp_path / "g.fa", tmp_path / "g.fa.fai"
     contigs = {"a": b"ACGTTACGA", "b": b"GGATTC", "c": b"T"}
     write_fasta(path, contigs, width=4)
     Reference.open(path).close()
     whole = index.read_bytes()
-    for place, bit in product(range(len(whole)), range(8)):
+    for position, bit in product(range(len(whole)), range(8)):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << bit
+        damaged[position] ^= 1 << bit
         index.write_bytes(damaged)
         os.utime(index, (2e9, 2e9))
         with Reference.open(path) as genome:
@@ -114,14 +114,14 @@ def test_no_bit_of_an_index_can_give_wrong_bases(tmp_path: Path) -> None:
                 assert genome.fetch(Interval(name, 0, len(bases))) == bases
 
 
-def test_a_pipe_is_no_genome(tmp_path: Path) -> None:
+def test_a_genome_from_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "g.fa")
     for path in (Path("-"), tmp_path / "g.fa"):
         with pytest.raises(UserError, match=f"^{path}: a genome is read in any order"):
             Reference.open(path)
 
 
-def test_what_cannot_be_indexed_is_held_in_memory(tmp_path: Path) -> None:
+def test_a_genome_that_cannot_be_indexed_is_read_into_memory(tmp_path: Path) -> None:
     write_fasta(tmp_path / "g.fa", WITH_EMPTY)
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))
     (tmp_path / "blanks.fa").write_bytes(b">a\nACGTA CACGT\n>b\nAC GT\n")
@@ -148,7 +148,7 @@ def test_any_line_lengths(
 
 
 @pytest.mark.parametrize(
-    ("age", "message"), [(+10, "does not fit"), (-10, "is older than")], ids=["misfit", "older"]
+    ("age", "message"), [(+10, "does not fit"), (-10, "is older than")], ids=["mismatch", "older"]
 )
 def test_a_stale_index_is_noticed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, age: int, message: str
@@ -195,7 +195,7 @@ def test_a_stale_bgzip_index_is_noticed(tmp_path: Path, caplog: pytest.LogCaptur
         "a\t60\t3\t5\t6\n",
     ],
 )
-def test_a_senseless_index_is_replaced(tmp_path: Path, index: str) -> None:
+def test_an_invalid_index_is_replaced(tmp_path: Path, index: str) -> None:
     (tmp_path / "g.fa").write_bytes(b">a\nACGTA\nC\n")
     (tmp_path / "g.fa.fai").write_text(index)
     with Reference.open(tmp_path / "g.fa") as reference:
@@ -203,7 +203,7 @@ def test_a_senseless_index_is_replaced(tmp_path: Path, index: str) -> None:
     assert (tmp_path / "g.fa.fai").read_text() == "a\t6\t3\t5\t6\n"
 
 
-def test_an_index_that_cannot_be_kept_serves_all_the_same(
+def test_an_index_that_cannot_be_saved_is_used_from_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_fasta(tmp_path / "g.fa", CONTIGS)
@@ -248,7 +248,7 @@ def test_a_fork_must_open_the_genome_itself(tmp_path: Path) -> None:
     assert "g.fa: was opened by another process; open it in each process" in result.stderr
 
 
-def test_outside_is_refused(tmp_path: Path) -> None:
+def test_intervals_outside_the_contig_are_refused(tmp_path: Path) -> None:
     write_fasta(tmp_path / "g.fa", CONTIGS)
     with Reference.open(tmp_path / "g.fa") as reference:
         with pytest.raises(ValueError, match=r"beyond the end of the contig \(73 bases\)"):

@@ -1,4 +1,4 @@
-"""Parts of a genome that are asked for."""
+"""Regions of a command line and BED files."""
 
 import pytest
 from hypothesis import given
@@ -29,7 +29,7 @@ def test_an_overlap_is_a_base_in_common(spans, name, start, length):
         ("{HLA-A*01:01}:1-2", "HLA-A*01:01", 0, 2),
     ],
 )
-def test_regions_are_one_based_and_hold_their_ends(text, name, start, end):
+def test_regions_are_one_based_and_include_their_ends(text, name, start, end):
     assert read_region(text) == Interval(name, start, end)
 
 
@@ -40,7 +40,7 @@ def test_a_name_with_colons_is_a_contig_too():
     assert Regions(read_regions(["chr1:5"])).spans(["chr1"]) == [Interval("chr1", 4, 5)]
 
 
-def test_open_regions_reach_to_the_end():
+def test_open_regions_extend_to_the_end():
     assert read_region("chr1:7-").start == 6
     assert read_region("chr1:7-").end > 10**12
     assert read_region("chr1").start == 0
@@ -65,7 +65,7 @@ def test_open_regions_reach_to_the_end():
         *(f"chr1:1-{'9' * 22}", f"chr1:{'9' * 5000}"),
     ],
 )
-def test_what_is_no_region_is_refused(text):
+def test_an_invalid_region_is_refused(text):
     with pytest.raises(UserError, match=r"^--regions [^\n]+$"):
         read_region(text)
 
@@ -77,7 +77,7 @@ def test_one_contig_has_several_names():
     assert not regions.overlap("chr7", 5, 6)
 
 
-def test_a_bed_is_read_past_its_comments_and_a_bad_line_is_named(tmp_path):
+def test_comments_of_a_bed_are_skipped_and_a_bad_line_is_named(tmp_path):
     path = tmp_path / "some.bed"
     path.write_text("track name=x\n#c\n\nchr1\t4\t9\tname\n2 0 1\n")
     assert list(read_bed(path)) == [Interval("chr1", 4, 9), Interval("2", 0, 1)]

@@ -1,4 +1,4 @@
-"""Stdin is told apart by its beginning, and nothing of it is lost, however it comes."""
+"""Stdin is recognised by its first bytes, and none of it is lost, however slowly it arrives."""
 
 import bz2
 import gzip
@@ -18,7 +18,7 @@ from evo2cli.genome.fasta import read_records
 from evo2cli.genome.source import STDIN, first_bytes, is_bgzip, read_blocks, read_lines
 
 
-def test_no_line_and_no_record_fills_the_memory(
+def test_a_line_or_record_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stripedhyena2.host.available_bytes", lambda: 8 << 20)
@@ -35,13 +35,13 @@ def test_no_line_and_no_record_fills_the_memory(
     assert len(list(read_records(tmp_path / "many.fa"))) == 8
 
 
-def test_a_header_ends(tmp_path: Path) -> None:
+def test_a_header_has_a_maximum_length(tmp_path: Path) -> None:
     (tmp_path / "x.fa").write_bytes(b">" + b"A" * (6 << 20))
     with pytest.raises(UserError, match="the header of a record is longer than 4,194,304 bytes"):
         list(read_records(tmp_path / "x.fa"))
 
 
-def test_bytes_that_are_no_text_are_not_collected(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">x\n" + bytes(3 << 20)))
     with pytest.raises(UserError, match=r"x\.fa\.gz: is not text: it contains the byte 0"):
         list(read_records(tmp_path / "x.fa.gz"))
@@ -67,13 +67,15 @@ class Drip(io.RawIOBase):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress], ids=["plain", "gz", "bz2"])
-def test_stdin_is_a_file_that_drips(pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_that_arrives_slowly_is_read_like_a_file(
+    pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed = pack(TEXT)
     (tmp_path / "file").write_bytes(packed)
     for data in (packed, pack(b""), pack(b"A")):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Drip(data))))
         start = first_bytes(STDIN)
-        assert first_bytes(STDIN) == start  # to look takes nothing away
+        assert first_bytes(STDIN) == start  # nothing was consumed
         whole = b"".join(read_blocks(STDIN))
         assert whole.startswith(start)
         assert len(start) >= min(1000, len(whole))
@@ -82,10 +84,10 @@ def test_stdin_is_a_file_that_drips(pack, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("read", [read_blocks, read_lines], ids=["blocks", "lines"])
-def test_bgzip_that_was_cut_between_blocks_is_refused_from_every_pipe(
+def test_bgzip_cut_between_blocks_is_refused_from_every_pipe(
     read: Callable[[Path], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left of it is a whole gzip file; only its last block tells that there was more."""
+    """The rest is a valid gzip file; only the missing last block shows that it is incomplete."""
     text = b"".join(b"line %d\n" % number for number in range(30_000))
     (tmp_path / "x").write_bytes(text)
     pysam.tabix_compress(str(tmp_path / "x"), str(tmp_path / "x.gz"))
@@ -110,7 +112,7 @@ def test_bgzip_that_was_cut_between_blocks_is_refused_from_every_pipe(
 
 @pytest.fixture
 def pipe() -> Iterator[Path]:
-    """A pipe as a shell makes it of `<(command)`, with a line in it."""
+    """A pipe as of a shell's `<(command)`, with a line in it."""
     reader, writer = os.pipe()
     os.write(writer, b"##fileformat=VCFv4.2\n")
     os.close(writer)
@@ -118,14 +120,14 @@ def pipe() -> Iterator[Path]:
     os.close(reader)
 
 
-def test_a_pipe_is_read_once_and_is_never_an_empty_file(pipe: Path) -> None:
+def test_a_pipe_that_was_read_does_not_look_empty(pipe: Path) -> None:
     assert list(read_lines(pipe)) == [b"##fileformat=VCFv4.2\n"]
     for read in (lambda: list(read_lines(pipe)), lambda: first_bytes(pipe), lambda: is_bgzip(pipe)):
         with pytest.raises(UserError, match="is a pipe, and this command reads it more than once"):
             read()
 
 
-def test_stdin_is_read_once_and_is_never_an_empty_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_that_was_read_does_not_look_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"##fileformat=VCFv4.2\n")))
     assert first_bytes(STDIN) == b"".join(read_lines(STDIN)) == b"##fileformat=VCFv4.2\n"
     for read in (read_lines, read_blocks, first_bytes):
@@ -133,8 +135,10 @@ def test_stdin_is_read_once_and_is_never_an_empty_file(monkeypatch: pytest.Monke
             list(read(STDIN))
 
 
-def test_a_bed_file_through_a_pipe_drops_no_record(command_line, tmp_path: Path) -> None:
-    """A filter that found its pipe empty the second time left nothing of the input."""
+def test_a_bed_file_from_a_pipe_is_refused_when_it_is_read_again(
+    command_line, tmp_path: Path
+) -> None:
+    """Empty the second time, it would filter out all records."""
     source = Path(__file__).parents[3] / "examples" / "phix174.vcf"
     reader, writer = os.pipe()
     os.write(writer, b"NC_001422.1\t0\t300\n")

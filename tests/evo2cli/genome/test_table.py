@@ -1,4 +1,4 @@
-"""Tables: the same rows from every kind of file."""
+"""Tables have the same rows in every format."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet"])
-def test_every_kind_of_table_has_the_same_rows(tmp_path: Path, kind: str) -> None:
+def test_every_format_has_the_same_rows(tmp_path: Path, kind: str) -> None:
     table = open_table(write(tmp_path / f"x.{kind}"))
     assert table.names == list(ROWS[0])
     found = [[cell_text(cell) for cell in row] for _, row in table.rows]
@@ -49,9 +49,7 @@ def test_every_kind_of_table_has_the_same_rows(tmp_path: Path, kind: str) -> Non
         ("\n", "has no line with the names of columns"),
     ],
 )
-def test_a_table_that_is_not_one_is_named_with_its_line(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_an_invalid_table_is_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x"
     path.write_text(text)
     with pytest.raises(UserError) as caught:

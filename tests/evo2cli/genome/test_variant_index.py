@@ -1,4 +1,4 @@
-"""Read by an index, a file gives what reading it whole gives: the same bytes in the same order."""
+"""By an index, the records of regions are those of a scan: the same bytes in the same order."""
 
 import gzip
 import os
@@ -13,8 +13,8 @@ import pytest
 
 from evo2cli.errors import UserError
 from evo2cli.genome.htslib import index_variants, write_bcf
-from evo2cli.genome.variant_index import belongs, find_index
-from evo2cli.score.input import count_shard, read_variants, warn_of_misfit
+from evo2cli.genome.variant_index import find_index, index_matches
+from evo2cli.score.input import count_shard, read_variants, warn_of_unused_index
 from evo2cli.score.options import ScoreOptions
 
 HEADER = (
@@ -33,17 +33,17 @@ REGIONS = [
 
 
 def write(folder: Path, kind: str, *, end: str = "\n") -> Path:
-    """Records in crowds and far apart, some with a long REF, and the index of the kind."""
+    """Records close together and far apart, some with a long REF, and their index."""
     chance = random.Random(0)  # noqa: S311 - a test
     body = []
-    for contig, places in (
+    for contig, positions in (
         ("chr1", [*range(1, 60_000, 37), *range(100_000, 400_000, 997), 3_000_000]),
         ("chr2", [5, *range(16_000, 17_000, 7), 2_500_000]),
         ("chrM", [10, 10, 11]),
     ):
-        for place in places:
+        for position in positions:
             reference = "A" * chance.choice([1, 1, 1, 1, 3, 400, 20_000])
-            body.append(f"{contig}\t{place}\tr{len(body)}\t{reference}\tC\t.\tPASS\tX\n")
+            body.append(f"{contig}\t{position}\tr{len(body)}\t{reference}\tC\t.\tPASS\tX\n")
     text = folder / "text.vcf"
     text.write_bytes((HEADER + "".join(body)).replace("\n", end).encode())
     suffix, index = kind.split()
@@ -87,8 +87,8 @@ def test_line_ends_stay(tmp_path: Path) -> None:
     assert {line[-2:] for line in lines(options)} == {b"\r\n"}
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path, capsys) -> None:
-    """What stands elsewhere is not even looked at: here, a field of an earlier run."""
+def test_only_the_regions_are_read(tmp_path: Path, capsys) -> None:
+    """An invalid record elsewhere, here with a field of an earlier run, is not noticed."""
     path = write(tmp_path, KINDS[0])
     text = tmp_path / "text.vcf"
     text.write_text(text.read_text() + "chrM\t12\t.\tA\tC\t.\t.\tEVO2_DELTA=1\n")
@@ -99,39 +99,39 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, capsys) -> None:
     os.utime(path, (2e9, 2e9))
     with pytest.raises(UserError, match="EVO2_ fields of an earlier run"):
         lines(options)
-    warn_of_misfit(options)
+    warn_of_unused_index(options)
     assert "is older than some.vcf.gz, which is read without it" in capsys.readouterr().err
 
 
 def indexed(path: Path, kind: str, content: bytes) -> tuple[Path, Path]:
     """A VCF (from its text) or BCF with an index that is not older; the paths of both."""
     suffix, name = kind.split()
-    found = path / f"some.{suffix}"
+    file = path / f"some.{suffix}"
     text = path / "text.vcf"
     text.write_bytes(content)
     if suffix == "bcf":
-        write_bcf(text, found)
+        write_bcf(text, file)
     else:
-        pysam.tabix_compress(str(text), str(found), force=True)
-    index = found.with_name(f"{found.name}.{name}")
+        pysam.tabix_compress(str(text), str(file), force=True)
+    index = file.with_name(f"{file.name}.{name}")
     pysam.tabix_index(
-        str(found), preset=suffix.split(".")[0], force=True, csi=name == "csi", keep_original=True
+        str(file), preset=suffix.split(".")[0], force=True, csi=name == "csi", keep_original=True
     )
     os.utime(index, (2e9, 2e9))
-    return found, index
+    return file, index
 
 
-def record(contig: str, place: int) -> str:
-    return f"{contig}\t{place}\tr\tA\tC\t.\tPASS\tX\n"
+def record(contig: str, position: int) -> str:
+    return f"{contig}\t{position}\tr\tA\tC\t.\tPASS\tX\n"
 
 
 LAYOUTS = {
     "no records": "",
     "one record": record("chr1", 7),
-    "one contig of four": "".join(record("chr1", place) for place in range(1, 90_000, 7)),
+    "one contig of four": "".join(record("chr1", each) for each in range(1, 90_000, 7)),
     "contigs in another order than in the header": record("chrM", 1) + record("chr2", 3_000_000),
     "the telomere": record("chr2", 0) + record("chr2", 1),
-    "the end of a block": "".join(record("chr1", place) for place in range(1, 3264))
+    "the end of a block": "".join(record("chr1", each) for each in range(1, 3264))
     + "chr1\t9999\t" + "r" * 200_000 + "\tA\tC\t.\tPASS\tX\n" + record("chr1", 10_000),
 }  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_an_index_belongs_to_the_file_it_was_made_of_and_to_no_other(
 ) -> None:
     body = LAYOUTS[layout]
     path, index = indexed(tmp_path, kind, (HEADER + body).replace("\n", end).encode())
-    assert belongs(index, path)
+    assert index_matches(index, path)
     kept = index.read_bytes()
     changes = [body + record("empty", 1), body + record("empty", 1) * 9000]
     if body:
@@ -153,12 +153,12 @@ def test_an_index_belongs_to_the_file_it_was_made_of_and_to_no_other(
     for changed in changes:
         path, index = indexed(tmp_path, kind, (HEADER + changed).replace("\n", end).encode())
         index.write_bytes(kept)
-        assert not belongs(index, path)
+        assert not index_matches(index, path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_by_any_index_no_record_is_lost(tmp_path: Path, kind: str, capsys) -> None:
-    """By one that is cut off, damaged, of an earlier version of the file, or no index at all."""
+def test_no_index_can_lose_a_record(tmp_path: Path, kind: str, capsys) -> None:
+    """Whether it is truncated, damaged, of an earlier version of the file, or not an index."""
     path = write(tmp_path, kind)
     index = find_index(path)
     assert index is not None
@@ -185,7 +185,7 @@ def test_by_any_index_no_record_is_lost(tmp_path: Path, kind: str, capsys) -> No
         os.utime(index, (2e9, 2e9))
         assert lines(options) == expected
     index.write_bytes(whole[:-40])
-    warn_of_misfit(options)
+    warn_of_unused_index(options)
     assert f"{index}: is damaged, or not the index of {path.name}" in capsys.readouterr().err
 
 
@@ -197,14 +197,14 @@ def test_an_index_is_used_whatever_the_name_of_the_file(tmp_path: Path, kind: st
     text = replace(options, inputs=(folder / "text.vcf",))
     found = lines(options)
     assert len(found) == len(lines(text)) > 1000
-    warn_of_misfit(options)
+    warn_of_unused_index(options)
     assert "read without it" not in capsys.readouterr().err
 
 
 def test_an_index_of_other_columns_loses_no_record(tmp_path: Path) -> None:
     path = write(tmp_path, KINDS[0])
-    places = {"seq_col": 0, "start_col": 1, "end_col": 1}  # REF is not read
-    pysam.tabix_index(str(path), **places, force=True, keep_original=True)
+    columns = {"seq_col": 0, "start_col": 1, "end_col": 1}  # REF is not read
+    pysam.tabix_index(str(path), **columns, force=True, keep_original=True)
     options = ScoreOptions(inputs=(path,), regions=("chr1:1-100000",))
     text = replace(options, inputs=(tmp_path / "text.vcf",))
     assert lines(options) == lines(text)
@@ -212,7 +212,7 @@ def test_an_index_of_other_columns_loses_no_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["cut off", "overwritten"])
-def test_a_damaged_file_is_an_error_and_no_early_end(
+def test_a_damaged_file_is_an_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, damage: str
 ) -> None:
     path = write(tmp_path, kind)

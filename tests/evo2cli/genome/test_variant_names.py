@@ -1,4 +1,4 @@
-"""Variants as people write them."""
+"""Variants written as one word, in every notation."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ BASES = st.text("ACGTacgtN", min_size=1, max_size=5)
     reference=BASES,
     alternate=BASES,
 )
-def test_every_form_says_the_same(form, contig, position, reference, alternate):
+def test_all_notations_are_read_alike(form, contig, position, reference, alternate):
     text = form.format(contig, position, reference, alternate)
     assert is_variant_name(text)
     record = read_variant_name(text)
@@ -36,8 +36,8 @@ def test_alternates_may_be_several():
     "text",
     ["x.vcf", "rs", "chr1:5", "chr1-A-C-5", "1-0-A-C", "1-5-A-<DEL>", "", f"1-{'9' * 5000}-A-C"],
 )
-def test_what_is_no_variant_is_refused(text):
-    with pytest.raises(UserError, match="neither a file nor a variant"):
+def test_other_text_is_refused(text):
+    with pytest.raises(UserError, match="not a variant; write variants as"):
         read_variant_name(text)
 
 
@@ -69,7 +69,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
         ("7_9inv", "ACGTTTGTCCA"),
     ],
 )
-def test_hgvs_makes_the_sequence_it_says(genome: Reference, change: str, expected: str) -> None:
+def test_hgvs_describes_the_right_sequence(genome: Reference, change: str, expected: str) -> None:
     text = f"NC_000017.11:g.{change}"
     assert is_variant_name(text)
     record = read_variant_name(text, genome)
@@ -100,7 +100,9 @@ def test_a_change_of_hgvs_is_left_aligned(genome: Reference) -> None:
         ("NC_000016.10:g.1del", "has no contig NC_000016.10.*is chromosome 16 of GRCh38"),
     ],
 )
-def test_what_the_genome_cannot_tell_is_refused(genome: Reference, text: str, message: str) -> None:
+def test_names_that_need_more_than_the_genome_are_refused(
+    genome: Reference, text: str, message: str
+) -> None:
     assert is_variant_name(text)
     with pytest.raises(UserError, match=message):
         read_variant_name(text, genome)

@@ -31,7 +31,7 @@ def write(path, names=NAMES, rows=ROWS, delimiter="\t", start=""):
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "#tsv", "gz", "bz2", "parquet", "jsonl"])
-def test_all_kinds_of_tables_say_the_same(tmp_path, kind):
+def test_all_formats_of_tables_give_the_same_records(tmp_path, kind):
     path = tmp_path / "table"
     if kind == "parquet":
         columns = dict(zip(NAMES, map(list, zip(*ROWS, strict=True)), strict=True))
@@ -69,7 +69,7 @@ def test_all_kinds_of_tables_say_the_same(tmp_path, kind):
     ),
     st.permutations(range(5)),
 )
-def test_columns_stand_in_any_order_and_others_ride_along(tmp_path_factory, rows, order):
+def test_columns_may_be_in_any_order_and_others_are_passed_through(tmp_path_factory, rows, order):
     names = ["chrom", "pos", "ref", "alt", "note"]
     path = write(
         tmp_path_factory.mktemp("t") / "some.csv",
@@ -112,7 +112,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
         (["chrom", "pos", "ref", "alt", "x", "x"], "two columns have the same name"),
     ],
 )
-def test_columns_that_cannot_be_meant_are_refused(tmp_path, names, message):
+def test_missing_and_repeated_columns_are_refused(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "bad.tsv", names, []))
 
@@ -129,7 +129,7 @@ def test_columns_that_cannot_be_meant_are_refused(tmp_path, names, message):
     ],
     ids=["fasta", "vcf", "bare vcf", "no names", "shard", "blank"],
 )
-def test_what_is_no_table_is_not_taken_for_one(tmp_path, text):
+def test_other_files_are_not_tables(tmp_path, text):
     path = tmp_path / "other"
     path.write_bytes(text)
     assert not is_table(path)

@@ -1,4 +1,4 @@
-"""VCF as text that passes through."""
+"""VCF records pass through byte for byte."""
 
 import bz2
 import gzip
@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.genome.contig_names import KNOWN
+from evo2cli.genome.contig_names import DEFAULT_NAMES
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 
 HEADER = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 OURS = "EVO2_DELTA=-1.5,.;EVO2_STATUS=OK,STAR"
-# What a reader must refuse in one line; all else has to pass through.
+# Files that must be refused with a one-line error; all others must pass through.
 REFUSED = [
     "cyvcf2_empty.vcf",
     "htsjdk_VcfThatLacksAnIndex.bcf",
@@ -33,7 +33,7 @@ def annotated(path: Path) -> bytes:
 
 
 def stripped(text: bytes) -> bytes:
-    """Take out what we added, and nothing else."""
+    """Remove what we added, and nothing else."""
     lines = []
     for line in text.splitlines(keepends=True):
         if line.startswith((b"##evo2", b"##INFO=<ID=EVO2_")):
@@ -62,13 +62,13 @@ def zoo_files(shared: Path) -> list[Path]:
     return sorted(files)
 
 
-def test_every_file_of_the_zoo_comes_back_byte_for_byte(shared):
+def test_every_file_of_the_zoo_passes_through_byte_for_byte(shared):
     for path in zoo_files(shared):
         if path.name not in REFUSED and path.suffix != ".bcf":
             assert stripped(annotated(path)) == plain(path), path.name
 
 
-def test_files_of_the_zoo_that_are_no_whole_vcf_are_refused_in_one_line(shared):
+def test_incomplete_files_of_the_zoo_are_refused_in_one_line(shared):
     for name in REFUSED:
         with pytest.raises(UserError, match=rf"^[^\n]*{name}: [^\n]+$"):
             annotated(shared / "data" / "zoo" / "vcf" / name)
@@ -92,7 +92,7 @@ def test_only_info_changes(info, end, samples):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress], ids=["plain", "gz", "bz2"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
-def test_packing_and_line_ends_do_not_change_what_is_read(tmp_path, pack, end):
+def test_compression_and_line_ends_do_not_change_the_records(tmp_path, pack, end):
     text = (HEADER + b"chr1\t10\trs1\tac\tg,<DEL>\t.\t.\tDB").replace(b"\n", end)
     path = tmp_path / "some.vcf"
     path.write_bytes(pack(text))
@@ -136,7 +136,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, body, message):
     ],
     ids=["nothing", "no #CHROM", "no #CHROM but a record", "columns", "scored", "cut off"],
 )
-def test_no_whole_header_no_vcf(tmp_path, text):
+def test_an_incomplete_header_is_refused(tmp_path, text):
     path = tmp_path / "bad.vcf"
     path.write_bytes(text)
     with pytest.raises(UserError, match=r"bad\.vcf: .+"):
@@ -172,7 +172,7 @@ def test_a_byte_order_mark_and_blank_lines_pass_through(tmp_path):
         (b"\xff", Status.INVALID_ALLELE),
     ],
 )
-def test_what_an_alternate_is(allele, status):
+def test_the_status_of_an_alternate(allele, status):
     assert allele_status(allele) is status
 
 
@@ -187,5 +187,5 @@ def test_what_an_alternate_is(allele, status):
         ("chr1", ["chr11"], None),
     ],
 )
-def test_contigs_are_found_under_the_names_that_builds_give_them(name, known, found):
-    assert KNOWN.find(name, known) == found
+def test_contigs_are_found_by_the_names_of_different_builds(name, known, found):
+    assert DEFAULT_NAMES.find(name, known) == found

@@ -70,7 +70,7 @@ def test_anchored_windows_start_at_the_last_anchor_that_leaves_half(width: int, 
 
 
 @given(placed_alleles())
-def test_both_windows_are_equally_long_pieces_of_both_genomes(genome, placed):
+def test_both_windows_have_the_same_length_and_the_bases_of_their_genomes(genome, placed):
     variant, alternate, width = placed
     pair = cut_windows(genome, variant, alternate, width)
     if pair is None:
@@ -86,7 +86,7 @@ def test_both_windows_are_equally_long_pieces_of_both_genomes(genome, placed):
 
 
 @given(placed_alleles())
-def test_windows_are_as_long_as_asked_or_as_the_shorter_genome(genome, placed):
+def test_windows_have_the_requested_length_or_that_of_the_shorter_genome(genome, placed):
     variant, alternate, width = placed
     pair = cut_windows(genome, variant, alternate, width)
     room = min(len(CONTIG), len(applied(variant, alternate)))
@@ -104,7 +104,7 @@ def test_a_pair_is_refused_only_for_an_allele_beyond_half_a_window(genome, place
 
 
 @given(placed_alleles())
-def test_away_from_the_ends_the_variant_stands_in_the_middle_and_the_left_is_shared(genome, placed):
+def test_away_from_the_ends_the_variant_is_in_the_middle_and_the_left_is_shared(genome, placed):
     variant, alternate, width = placed
     pair = cut_windows(genome, variant, alternate, width)
     growth = len(alternate) - len(variant)
@@ -118,7 +118,7 @@ def test_away_from_the_ends_the_variant_stands_in_the_middle_and_the_left_is_sha
 
 
 @given(placed_alleles(), st.booleans())
-def test_borders_that_stay_give_one_stretch_of_the_genome_with_the_allele_applied(
+def test_fixed_borders_give_one_interval_of_the_genome_with_the_allele_applied(
     genome, placed, from_right
 ):
     variant, alternate, width = placed
@@ -137,7 +137,7 @@ def test_borders_that_stay_give_one_stretch_of_the_genome_with_the_allele_applie
 
 
 @given(placed_alleles(), st.booleans())
-def test_the_alternate_window_lies_where_it_is_said_to(genome, placed, from_right):
+def test_the_alternate_window_covers_its_interval(genome, placed, from_right):
     variant, alternate, width = placed
     pair = cut_windows(genome, variant, alternate, width, from_right=from_right)
     if pair is None:
@@ -149,7 +149,7 @@ def test_the_alternate_window_lies_where_it_is_said_to(genome, placed, from_righ
 
 
 @given(placed_alleles(), st.integers(0, 30), st.booleans())
-def test_both_windows_end_where_they_shall_as_the_strand_is_read(genome, placed, after, from_right):
+def test_both_windows_end_after_the_given_number_of_bases(genome, placed, after, from_right):
     variant, alternate, width = placed
     placing = ending(after)
     pair = cut_windows(genome, variant, alternate, width, placing, from_right=from_right)
@@ -172,7 +172,7 @@ def test_both_windows_end_where_they_shall_as_the_strand_is_read(genome, placed,
     ],
     ids=["snv", "insertion", "deletion", "left end", "right end", "deletion at right end"],
 )
-def test_where_windows_lie(genome, start, end, alternate, reference, alternate_before, edge):
+def test_intervals_of_windows(genome, start, end, alternate, reference, alternate_before, edge):
     pair = cut_windows(genome, Interval("one", start, end), alternate, 40)
     assert isinstance(pair, WindowPair)
     assert (pair.interval.start, pair.interval.end) == reference
@@ -181,7 +181,7 @@ def test_where_windows_lie(genome, start, end, alternate, reference, alternate_b
 
 
 @given(placed_alleles())
-def test_reading_the_other_strand_twice_gives_the_window_back(genome, placed):
+def test_the_reverse_complement_is_an_involution(genome, placed):
     pair = cut_windows(genome, *placed)
     if pair is not None:
         assert pair.alternate.reverse_complement().reverse_complement() == pair.alternate
@@ -206,14 +206,14 @@ def test_rna_and_lower_case_are_read_as_upper_case_dna():
         (b"CNAR", b"CRMR", True),
     ],
 )
-def test_ref_agrees_with_the_genome_or_with_n_or_the_first_base_a_code_stands_for(
+def test_ref_agrees_with_the_genome_or_with_n_or_the_first_base_of_a_code(
     allele, letters, expected
 ):
     assert agrees(allele, letters) is expected
 
 
 @given(placed_alleles(), st.sampled_from([centred, anchored, ending(7)]), st.booleans())
-def test_from_right_is_from_left_in_the_mirror(
+def test_from_right_is_from_left_in_the_mirrored_genome(
     genome: Reference,
     mirrored_genome: Reference,
     placed: tuple[Interval, bytes, int],

@@ -43,11 +43,11 @@ def test_it_is_a_vcf_of_every_snv(genome: Path, checkpoint: str) -> None:
     saturate(SaturateOptions(regions=regions, output=output, plot=figure, **common))
     vcf, expected = genome.with_name("v.vcf"), genome.with_name("v.jsonl")
     records = [
-        f"{contig}\t{place}\t.\t{GENOME[place - 1]}\t{base}\t.\t.\t.\n"
+        f"{contig}\t{position}\t.\t{GENOME[position - 1]}\t{base}\t.\t.\t.\n"
         for contig, first, last in (("chr1", 40, 50), ("chr2", 3, 4))
-        for place in range(first, last + 1)
+        for position in range(first, last + 1)
         for base in "ACGT"
-        if GENOME[place - 1] not in (base, "N")
+        if GENOME[position - 1] not in (base, "N")
     ]
     vcf.write_text(HEADER + "".join(records))
     score(ScoreOptions(inputs=(vcf,), output=expected, **common))
@@ -56,7 +56,7 @@ def test_it_is_a_vcf_of_every_snv(genome: Path, checkpoint: str) -> None:
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_shards_and_devices_make_the_same_bytes(genome: Path, checkpoint: str, capsys) -> None:
+def test_shards_and_devices_give_the_same_bytes(genome: Path, checkpoint: str, capsys) -> None:
     def run(name: str, **words) -> Path:
         options = {"reference": genome, "window": 32, "model": checkpoint, "device": "cpu"} | words
         path = genome.with_name(name)
@@ -77,7 +77,7 @@ def test_shards_and_devices_make_the_same_bytes(genome: Path, checkpoint: str, c
 
 
 def write_bed(genome: Path) -> Path:
-    """Intervals in any order, which overlap and touch, under any name of their contig."""
+    """Intervals in any order that overlap and touch, with any name of their contig."""
     path = genome.with_name("x.bed")
     path.write_text(
         "track name=x\nchr2\t2\t4\tlast\n1\t45\t50\nNC_000001.11\t39\t46\n"
@@ -86,7 +86,7 @@ def write_bed(genome: Path) -> Path:
     return path
 
 
-def test_a_bed_file_is_its_regions_each_position_once_in_the_order_of_the_genome(
+def test_a_bed_file_gives_the_union_of_its_intervals_in_the_order_of_the_genome(
     genome: Path, checkpoint: str
 ) -> None:
     common = {"model": checkpoint, "reference": genome, "window": 32, "device": "cpu"}
@@ -100,7 +100,7 @@ def test_a_bed_file_is_its_regions_each_position_once_in_the_order_of_the_genome
 
 
 @pytest.mark.slow
-def test_shards_of_a_bed_file_and_devices_make_the_same_bytes(
+def test_shards_of_a_bed_file_and_devices_give_the_same_bytes(
     genome: Path, checkpoint: str
 ) -> None:
     common = {"reference": genome, "window": 32, "model": checkpoint, "bed": write_bed(genome)}
@@ -143,11 +143,11 @@ def test_a_killed_run_over_a_bed_file_resumes_to_the_same_bytes(
 @pytest.mark.parametrize("length", [1, 120, 121, 3000], ids=lambda length: f"{length}bases")
 def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
     sites = {}
-    for place in range(10, 10 + length):
-        base = "ACGT"[place % 4]
-        delta = None if place == 11 else -place % 3 - 1.0
-        if place != 50:
-            sites[place] = Site(base, dict.fromkeys("ACGT".replace(base, ""), delta))
+    for position in range(10, 10 + length):
+        base = "ACGT"[position % 4]
+        delta = None if position == 11 else -position % 3 - 1.0
+        if position != 50:
+            sites[position] = Site(base, dict.fromkeys("ACGT".replace(base, ""), delta))
     figure = tmp_path / "x.svg"
     draw_saturation(figure, [("chr1", sites)])
     assert b"<svg" in figure.read_bytes()[:1000]
@@ -163,7 +163,7 @@ def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
     ],
 )
-def test_what_cannot_be_is_one_line(genome: Path, changes: dict, message: str) -> None:
+def test_invalid_options_are_refused_in_one_line(genome: Path, changes: dict, message: str) -> None:
     words = {"regions": ("chr1:1-9",), "reference": genome} | changes
     with pytest.raises(UserError) as error:
         saturate(SaturateOptions(**words))
@@ -178,14 +178,16 @@ def test_what_cannot_be_is_one_line(genome: Path, changes: dict, message: str) -
         ("chr1\t5\t5\n", "has no interval with a base"),
     ],
 )
-def test_a_bed_file_of_another_genome_is_one_line(genome: Path, text: str, message: str) -> None:
+def test_a_bed_file_of_another_genome_is_refused_in_one_line(
+    genome: Path, text: str, message: str
+) -> None:
     bed = genome.with_name("x.bed")
     bed.write_text(text)
     with pytest.raises(UserError, match=f"^--bed {bed}: .*{message}"):
         saturate(SaturateOptions(bed=bed, reference=genome))
 
 
-def test_without_matplotlib_there_is_no_figure(
+def test_without_matplotlib_a_figure_is_refused(
     genome: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -206,7 +208,7 @@ def test_without_matplotlib_there_is_no_figure(
         (["score", "g.fa", "--track", "entropy"], "--track: use `evo2 track genome.fa"),
     ],
 )
-def test_wrong_command_lines_say_what_to_do(words: list[str], message: str) -> None:
+def test_errors_of_wrong_command_lines_say_what_to_do(words: list[str], message: str) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code != 0
     assert message in result.output + str(result.exception)

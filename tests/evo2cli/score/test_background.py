@@ -1,4 +1,4 @@
-"""`evo2 score --background`: percentiles are shares of random variants, kept for later runs."""
+"""`evo2 score --background`: percentiles among random variants, whose deltas are cached."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An SNV, the same once more, a deletion, and one without a score."""
+    """An SNV, its duplicate, a deletion, and a record without a score."""
     (tmp_path / "g.fa").write_text(f">c\n{GENOME}\n")
     path = tmp_path / "v.vcf"
     records = [
@@ -88,19 +88,19 @@ def test_it_adds_a_field_and_changes_no_other(source: Path, checkpoint: str) -> 
     assert kept == rows(run(source, checkpoint, background=None))
 
 
-def test_later_runs_take_what_is_there(source: Path, checkpoint: str, capsys) -> None:
+def test_later_runs_use_the_file(source: Path, checkpoint: str, capsys) -> None:
     first = run(source, checkpoint).read_text()
     assert "background: 25 random variants like deletion 1 scored" in capsys.readouterr().err
     file = source.with_name("bg.jsonl")
     whole = file.read_text()
     assert run(source, checkpoint).read_text() == first
     assert "background" not in capsys.readouterr().err
-    file.write_text(whole[:-40])  # killed while writing: the torn kind is made once more
+    file.write_text(whole[:-40])  # killed while writing: the incomplete line is made again
     assert run(source, checkpoint).read_text() == first
     assert file.read_text() == whole
 
 
-def test_a_kind_with_few_random_variants_tells_nothing(
+def test_a_kind_with_few_random_variants_has_no_percentile(
     source: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score_background, "NULLS", 19)
@@ -108,10 +108,10 @@ def test_a_kind_with_few_random_variants_tells_nothing(
 
 
 def test_percentiles_of_random_variants_are_uniform(source: Path, checkpoint: str) -> None:
-    """Half of all variants of the kind lie below 50, give or take."""
+    """About half of all variants of the kind are below 50."""
     records = [
-        f"c\t{place + 1}\t.\t{GENOME[place : place + 2]}\t{GENOME[place]}\t.\t.\t.\n"
-        for place in range(100, 1900, 25)
+        f"c\t{start + 1}\t.\t{GENOME[start : start + 2]}\t{GENOME[start]}\t.\t.\t.\n"
+        for start in range(100, 1900, 25)
     ]
     source.write_text(HEADER + "".join(records))
     found = [row["EVO2_PCT"] for row in rows(run(source, checkpoint))]
@@ -130,7 +130,7 @@ def test_another_background_is_refused(source: Path, checkpoint: str) -> None:
         source.with_name("bg.jsonl").write_text(text)
         with pytest.raises(UserError, match=r"is not a background file; name another file"):
             run(source, checkpoint)
-        assert source.with_name("bg.jsonl").read_text() == text  # it is not ours to change
+        assert source.with_name("bg.jsonl").read_text() == text  # left as it was
     with pytest.raises(UserError, match=r"would overwrite .*bg\.jsonl"):
         run(source, checkpoint, output=source.with_name("bg.jsonl"))
     with pytest.raises(

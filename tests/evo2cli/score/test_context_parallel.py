@@ -1,4 +1,4 @@
-"""A sequence that several processes share has the score of one that a single process reads."""
+"""Context parallelism: several ranks give the scores of a single process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +26,14 @@ def write_fasta(path: Path, *lengths: int) -> Path:
     [((), 4, 2), (("--tag", "d__Bacteria"), 5, 1)],
     ids=["no-tag", "tag-launched"],
 )
-def test_shared_is_alone(
+def test_context_parallel_scores_are_those_of_one_process(
     tmp_path: Path,
     command_line: Callable[..., tuple[int, str, str]],
     tag: tuple[str, ...],
     num_scored: int,
     started: int,
 ) -> None:
-    """Also by the ranks that the command itself starts."""
+    """With ranks started by a launcher, and by the command itself."""
     fasta = write_fasta(tmp_path / "x.fa", 3, 4, 7, 1501, 1)
     words = ["score", str(fasta), "--device", "cpu", "--dtype", "fp64", "--strand", "both", *tag]
     _, alone, _ = command_line(*words)
@@ -53,7 +53,7 @@ def test_shared_is_alone(
         )
 
 
-def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
+def test_input_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     vcf = tmp_path / "x.vcf"
     vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
     with pytest.raises(
@@ -64,7 +64,7 @@ def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
         score(ScoreOptions(inputs=("-",), context_parallel=2))
 
 
-def test_other_processes_are_told_the_same(tmp_path: Path) -> None:
+def test_other_processes_get_the_same_options(tmp_path: Path) -> None:
     options = ScoreOptions(
         inputs=("x.fa",), strand="rc", output=tmp_path / "x.jsonl", json=True, max_skipped=0.5
     )

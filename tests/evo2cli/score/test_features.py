@@ -104,7 +104,7 @@ def test_an_allele_without_a_score_has_no_features(tmp_path, checkpoint):
         ({"features": "embedding", "pool": "middle"}, "must be whole, or center:W"),
     ],
 )
-def test_what_is_no_feature_is_one_line(tmp_path, checkpoint, words, message):
+def test_invalid_features_are_refused_in_one_line(tmp_path, checkpoint, words, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, checkpoint, **words)
 

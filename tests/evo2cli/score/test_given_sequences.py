@@ -87,7 +87,7 @@ def test_the_command_needs_no_genome_and_copies_the_columns(table, checkpoint):
         ("1,5,A,C,ACT,", "line 2: var_seq is not a sequence of DNA"),
     ],
 )
-def test_what_is_no_pair_is_one_line(tmp_path, checkpoint, row, message):
+def test_invalid_pairs_are_refused_in_one_line(tmp_path, checkpoint, row, message):
     path = tmp_path / "x.csv"
     path.write_text(f"chrom,pos,ref,alt,ref_seq,var_seq\n{row}\n")
     with pytest.raises(UserError, match=message):

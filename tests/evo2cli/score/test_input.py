@@ -1,4 +1,4 @@
-"""What `evo2 score` reads as variants, and what its filters choose."""
+"""Variants from every kind of input, and the filters."""
 
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,7 @@ def vcf(tmp_path) -> ScoreOptions:
     return ScoreOptions(inputs=(path,))
 
 
-def chosen(options: ScoreOptions) -> str:
+def selected(options: ScoreOptions) -> str:
     return "".join(record.identifier for record in read_variants(options).records)
 
 
@@ -61,22 +61,22 @@ def count(options: ScoreOptions) -> int | None:
         ({"limit": 1, "pass_only": True, "regions": ("chrM",)}, "d"),
     ],
 )
-def test_filters_choose_what_bcftools_would(vcf, filters, left):
-    assert chosen(replace(vcf, **filters)) == left
+def test_filters_select_the_records_that_bcftools_would(vcf, filters, left):
+    assert selected(replace(vcf, **filters)) == left
     binary = vcf.source.with_suffix(".bcf")
     vcf.source.write_text(VCF.replace("\n\n", "\n"))
     write_bcf(vcf.source, binary)
-    assert chosen(replace(vcf, inputs=(binary,), **filters)) == left
+    assert selected(replace(vcf, inputs=(binary,), **filters)) == left
 
 
-def test_a_bed_chooses_by_its_intervals_and_with_regions_both_must_hold(vcf, tmp_path):
+def test_a_bed_selects_by_its_intervals_and_regions_are_a_second_filter(vcf, tmp_path):
     bed = tmp_path / "some.bed"
     bed.write_text("1\t4\t5\nchr1\t19\t20\n")
-    assert chosen(replace(vcf, bed=bed)) == "ac"
-    assert chosen(replace(vcf, bed=bed, regions=("chr1:1-10",))) == "a"
+    assert selected(replace(vcf, bed=bed)) == "ac"
+    assert selected(replace(vcf, bed=bed, regions=("chr1:1-10",))) == "a"
 
 
-def test_how_many_are_chosen_is_told_and_none_is_a_warning(vcf, capsys):
+def test_the_number_of_selected_records_is_printed_and_none_is_a_warning(vcf, capsys):
     assert count(replace(vcf, pass_only=True)) == 2
     assert "2 records are chosen by --pass-only" in capsys.readouterr().err
     assert count(replace(vcf, regions=("chr7",))) == 0
@@ -84,10 +84,10 @@ def test_how_many_are_chosen_is_told_and_none_is_a_warning(vcf, capsys):
     assert count(replace(vcf, inputs=("-",))) is None
 
 
-def test_a_quality_that_is_no_number_is_named(vcf):
+def test_a_quality_that_is_not_a_number_is_refused(vcf):
     vcf.source.write_text(VCF.replace("9.5", "high"))
     with pytest.raises(UserError, match="chr1:9 ACG>A: its QUAL"):
-        chosen(replace(vcf, min_qual=1.0))
+        selected(replace(vcf, min_qual=1.0))
 
 
 def test_a_table_has_no_quality(vcf, tmp_path):
@@ -98,7 +98,7 @@ def test_a_table_has_no_quality(vcf, tmp_path):
     assert len(list(read_variants(replace(vcf, inputs=(table,), regions=("1",))).records)) == 1
 
 
-def test_words_are_variants_unless_they_name_a_file(vcf, tmp_path, monkeypatch):
+def test_arguments_are_variants_unless_they_name_a_file(vcf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ScoreOptions(inputs=("chr1-5-A-C", "chr1:9:G>T"))
     assert holds_variants(words.inputs)
@@ -119,7 +119,7 @@ def test_filters_are_not_for_sequences(tmp_path):
         score(ScoreOptions(inputs=(source,), limit=5))
 
 
-def test_lengths_that_differ_are_told_once(tmp_path, capsys):
+def test_different_lengths_cause_one_warning(tmp_path, capsys):
     (tmp_path / "g.fa").write_text(">1\nACGT\n>2\nACGT\n")
     header = Header(
         (
@@ -136,7 +136,7 @@ def test_lengths_that_differ_are_told_once(tmp_path, capsys):
     )
 
 
-def test_regions_of_contigs_that_are_not_there_are_refused(tmp_path):
+def test_regions_of_missing_contigs_are_refused(tmp_path):
     (tmp_path / "g.fa").write_text(">1\nACGT\n>A*01:01\nACGT\n>MT\nACGT\n")
     bed = tmp_path / "g.bed"
     bed.write_text("chr7\t0\t2\nchr1\t0\t2\n")

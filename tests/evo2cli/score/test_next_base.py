@@ -1,4 +1,4 @@
-"""`--score next-base` and `--after`: the same alleles by other definitions."""
+"""`--score next-base` and `--after`: other definitions of a score."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ CONTIG = letters(200)
 
 @torch.inference_mode()
 def plain_prediction(model: StripedHyena2, bases: bytes, allele: bytes) -> float:
-    """The definition: log P(allele) under the model's logits after the last of `bases`."""
+    """The definition: log P(allele) by the logits after the last of `bases`."""
     [logits_LV] = model(torch.tensor([list(bases)]))
     return (logits_LV[-1] - logits_LV[-1].logsumexp(0))[allele[0]].item()
 
@@ -59,7 +59,7 @@ def test_next_base_is_what_the_logits_before_it_say(tiny_model, genome, windows)
         ref, alt = row["ref"].encode(), row["alt"].encode()
         forward = [plain_prediction(tiny_model, sequence[start:at], base) for base in (ref, alt)]
         assert row["EVO2_FWD"] == pytest.approx(forward[1] - forward[0], abs=2e-6)
-        if windows == "centred":  # of anchored windows, the forward one is told
+        if windows == "centred":  # for anchored windows, the columns describe the forward one
             after = reverse_complement(sequence[at + 1 : at + WINDOW])
             ref, alt = reverse_complement(ref), reverse_complement(alt)
             reverse = [plain_prediction(tiny_model, after, base) for base in (ref, alt)]
@@ -101,7 +101,7 @@ def test_bases_beyond_the_end_of_a_window_do_not_matter(tiny_model, tmp_path, st
     assert deltas(sequence) == deltas("".join(other))
 
 
-def test_what_has_no_next_base_says_so(tmp_path, checkpoint):
+def test_alleles_without_a_next_base_score_have_a_status(tmp_path, checkpoint):
     records = [(0, CONTIG[0], "ACGT"["ACGT".index(CONTIG[0]) - 1]), *variants(CONTIG, 30)]
     source = write(tmp_path, CONTIG, records)
     output = tmp_path / "out.jsonl"
@@ -124,6 +124,6 @@ def test_what_has_no_next_base_says_so(tmp_path, checkpoint):
         ({"after": -1}, "must be at least 0"),
     ],
 )
-def test_options_that_contradict_each_other_are_one_line(options, message):
+def test_contradictory_options_are_refused_in_one_line(options, message):
     with pytest.raises(UserError, match=message):
         AlleleOptions(**options)

@@ -1,4 +1,4 @@
-"""What `evo2 score` writes of variants, without a model: the rows are made up."""
+"""Outputs of `evo2 score` for variants, with made-up rows instead of a model."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ SUFFIXES = [".vcf", ".vcf.gz", ".bcf", ".tsv", ".tsv.gz", ".jsonl", ".parquet"]
 
 
 def made_up(record: VariantRecord) -> list[dict]:
-    """A row an allele: bases score minus their number, the rest has its status."""
+    """A row per allele: its score is minus its length; symbolic alleles have only a status."""
     rows = []
     for alternate in record.alternates:
         status = allele_status(alternate)
@@ -57,9 +57,9 @@ def write(source: Path, output: Path, **options) -> Path:
     variants = read_variants(asked)
     layout = asked.layout(Layout.VCF, VARIANT_LAYOUTS)
     writer = VariantWriter(layout, list(FIELDS), variants.others)
-    with open_variant_output(output, writer, variants.header, ["##evo2Version=0"]) as put:
+    with open_variant_output(output, writer, variants.header, ["##evo2Version=0"]) as write_record:
         for record in variants.records:
-            put(record, made_up(record))
+            write_record(record, made_up(record))
     return output
 
 
@@ -82,7 +82,7 @@ def readable(shared: Path) -> Iterator[Path]:
 
 
 def pysam_reads(path: Path) -> bool:
-    told = pysam.set_verbosity(0)
+    verbosity = pysam.set_verbosity(0)
     try:
         with pysam.VariantFile(str(path)) as file:
             for _ in file:
@@ -90,12 +90,12 @@ def pysam_reads(path: Path) -> bool:
     except (OSError, ValueError, NotImplementedError):
         return False
     finally:
-        pysam.set_verbosity(told)
+        pysam.set_verbosity(verbosity)
     return True
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".bcf"])
-def test_the_zoo_in_every_layout_has_every_allele(shared, tmp_path, suffix):
+def test_the_zoo_in_every_format_has_every_allele(shared, tmp_path, suffix):
     num_files = 0
     for source in readable(shared):
         output = write(source, tmp_path / f"{source.name}.out{suffix}")
@@ -111,7 +111,7 @@ def test_the_zoo_in_every_layout_has_every_allele(shared, tmp_path, suffix):
     assert num_files >= 45
 
 
-def test_the_zoo_as_bcf_is_what_htslib_can_read_and_else_refused_in_one_line(shared, tmp_path):
+def test_the_zoo_as_bcf_is_written_if_htslib_can_read_it(shared, tmp_path):
     num_files = 0
     for source in readable(shared):
         output = tmp_path / f"{source.name}.out.bcf"
@@ -176,7 +176,7 @@ def test_bcftools_norm_splits_our_fields_and_pysam_reads_them(tmp_path_factory, 
 @pytest.mark.parametrize(
     ("suffix", "index"), [(".vcf.gz", "tbi"), (".tsv.gz", "tbi"), (".bcf", "csi")]
 )
-def test_sorted_records_are_indexed_and_others_are_told(tmp_path, suffix, index, capsys):
+def test_sorted_records_are_indexed_and_others_cause_a_warning(tmp_path, suffix, index, capsys):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C", "1 5 A G", "1 9 A C", "2 1 A C")
     output = write(source, tmp_path / f"out{suffix}")
     beside = tmp_path / f"out{suffix}.{index}"
@@ -194,7 +194,7 @@ def test_sorted_records_are_indexed_and_others_are_told(tmp_path, suffix, index,
         assert told in capsys.readouterr().err
 
 
-def test_a_table_carries_its_columns_into_tables_and_its_variants_into_a_vcf(tmp_path):
+def test_columns_of_a_table_are_passed_through_to_tables_and_variants_to_a_vcf(tmp_path):
     source = tmp_path / "in.csv"
     source.write_text('gene,alt,ref,pos,chrom,score\n"a,b",C,A,5,1,1e-9\n,"C,G",T,7,2,\n')
     for suffix in (".tsv", ".jsonl", ".parquet"):
@@ -210,7 +210,7 @@ def test_a_table_carries_its_columns_into_tables_and_its_variants_into_a_vcf(tmp
             ]
 
 
-def test_parquet_keeps_the_kinds_of_numbers(tmp_path):
+def test_parquet_keeps_the_types_of_columns(tmp_path):
     source = tmp_path / "in.parquet"
     columns = {"chrom": ["1", "1"], "pos": [5, 6], "ref": ["A", "A"], "alt": ["C", "C"]}
     others = {"count": [1, None], "share": [0.5, float("nan")], "flag": [True, False]}
@@ -235,7 +235,7 @@ def test_json_lines_keep_their_columns(tmp_path):
     assert found.column("gene").to_pylist() == ["x", None]
 
 
-def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
+def test_a_scored_table_is_refused(tmp_path):
     first = write(vcf_of(tmp_path / "in.vcf", "1 5 A C"), tmp_path / "out.tsv")
     with pytest.raises(UserError, match="EVO2_DELTA"):
         write(first, tmp_path / "again.tsv")
@@ -252,7 +252,7 @@ def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
         ("all", None, ["DELTA", "REF", "ALT", "FWD", "RC"]),
     ],
 )
-def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected):
+def test_the_requested_fields_are_written(tmp_path, score, strand, expected):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C,*")
     in_vcf = [f"EVO2_{name}" for name in [*expected, "STATUS"]]
     names = [*in_vcf, "EVO2_NONACGT"]
@@ -266,11 +266,11 @@ def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected
     writer = VariantWriter(Layout.VCF, written_fields(options))
     info = writer.lines(record, made_up(record)).decode().split("\t")[7].strip()
     assert [field.partition("=")[0] for field in info.split(";")] == in_vcf
-    declared = writer.opening(read_vcf(source).header, []).decode()
+    declared = writer.header(read_vcf(source).header, []).decode()
     assert declared.count("##INFO=<ID=EVO2_") == len(names)
 
 
-def test_deltas_are_needed_by_what_is_about_them(tmp_path):
+def test_options_about_deltas_need_deltas(tmp_path):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C")
     for words in ({"precision_check": 3}, {"background": tmp_path / "x"}):
         assert ScoreOptions(inputs=(source,), score="all", **words)
@@ -306,16 +306,16 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
         tracemalloc.stop()
         return most
 
-    peak(100)  # what is loaded once
+    peak(100)  # loads what is loaded once
     few, many = peak(2_000), peak(12_000)
     # 10,000 records more, of which each would take 100 bytes at least; the bar of a longer run
     # takes some thousands, too.
     assert many < few + 500_000
 
 
-def test_the_closing_table_counts_every_status(tmp_path, capsys):
+def test_the_report_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(inputs=(tmp_path / "in.vcf",), max_skipped=0.25)
-    tally = Tally(Reference({}, lambda _: b"", lambda: None))
+    tally = Tally(Reference.from_sequences({}))
     tally.counts = Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2})
     report(options, tally)
     told = capsys.readouterr()
@@ -340,7 +340,7 @@ def test_the_closing_table_counts_every_status(tmp_path, capsys):
     assert caught.value.exit_code == 3
 
 
-def test_a_blank_line_is_no_hindrance_for_bcf(tmp_path):
+def test_a_blank_line_is_skipped_in_bcf(tmp_path):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C")
     source.write_text(source.read_text() + "\n")
     assert len(lines_of(write(source, tmp_path / "out.bcf"))) == 1

@@ -1,4 +1,4 @@
-"""`evo2 score --precision-check`: the noise is what a second, more precise run differs by."""
+"""`evo2 score --precision-check`: the noise is the difference from a run at higher precision."""
 
 import json
 import random
@@ -41,7 +41,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_noise_is_the_difference_and_marks_what_is_no_larger(
+def test_noise_is_the_largest_difference_and_smaller_deltas_are_marked(
     source: Path, checkpoint: str, capsys
 ) -> None:
     coarse = rows(run(source, checkpoint, "coarse.jsonl", precision_check=None))
@@ -110,7 +110,7 @@ def test_neither_order_nor_shards_change_a_byte(source: Path, checkpoint: str) -
     assert sorted(shuffled.splitlines()) == sorted(whole.splitlines())
 
 
-def test_fp32_is_checked_against_fp64_and_that_against_nothing(
+def test_fp32_is_checked_against_fp64_and_fp64_is_refused(
     source: Path, checkpoint: str, capsys
 ) -> None:
     assert "in fp32 differs from that in fp64" in run(source, checkpoint, dtype="fp32").read_text()

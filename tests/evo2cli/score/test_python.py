@@ -57,7 +57,7 @@ def test_rows_of_sequences_are_those_of_the_command(
     assert told.out + told.err == ""
 
 
-def test_errors_are_values_errors_of_one_line(tmp_path: Path, model: StripedHyena2) -> None:
+def test_errors_are_one_line_value_errors(tmp_path: Path, model: StripedHyena2) -> None:
     (tmp_path / "one.fa").write_text(f">one\n{GENOME}\n")
     fasta = tmp_path / "one.fa"
     for words, message in (

@@ -62,7 +62,7 @@ def write_vcf(path: Path, *records: tuple, header: str = VCF_HEADER) -> Path:
 
 @torch.inference_mode()
 def plain_score(model: StripedHyena2, sequence: str) -> float:
-    """The definition: every base but the first, under the model's prediction of it."""
+    """The definition: the sum of log-probabilities of all bases but the first."""
     ids = torch.tensor([list(sequence.encode())])
     logprobs = model(ids)[0].double().log_softmax(-1)
     return logprobs[:-1].gather(1, ids[0, 1:, None]).sum().item()
@@ -106,7 +106,7 @@ def test_a_tag_is_read_but_not_scored(tmp_path, model, checkpoint, strand, monke
         assert rows(run(tagged, checkpoint, strand=strand)) == table
 
 
-def test_a_fasta_of_which_nothing_is_scored_is_exit_code_3(tmp_path, checkpoint):
+def test_a_fasta_without_any_score_ends_with_code_3(tmp_path, checkpoint):
     source = tmp_path / "short.fa"
     source.write_text(">a\nA\n>b\n")
     with pytest.raises(TooManySkippedError, match="none of 2 has a score"):
@@ -126,7 +126,7 @@ def test_a_long_sequence_is_streamed_and_gives_the_whole(
     assert rows(run(source, checkpoint))[0]["sum_logprob"] == pytest.approx(whole, abs=1e-3)
 
 
-def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
+def test_a_sequence_is_scored_within_the_given_memory(tmp_path, checkpoint, model):
     (tmp_path / "long.fa").write_text(f">long\n{genome()}\n")
     [whole] = rows(run(tmp_path / "long.fa", checkpoint))
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -244,10 +244,10 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, capsys, by):
+def test_positions_that_are_all_off_by_one_cause_a_warning(tmp_path, checkpoint, capsys, by):
     (tmp_path / "g.fa").write_text(f">1\n{genome()[:400]}\n")
-    places = [at for at in range(100, 300, 9) if genome()[at] != genome()[at - by]][:6]
-    records = [("1", at + 1 - by, genome()[at], "ACGT".replace(genome()[at], "")) for at in places]
+    sites = [at for at in range(100, 300, 9) if genome()[at] != genome()[at - by]][:6]
+    records = [("1", at + 1 - by, genome()[at], "ACGT".replace(genome()[at], "")) for at in sites]
     asked = {"reference": tmp_path / "g.fa", "window": 32}
     table = tmp_path / "x.tsv"
     lines = [f"{c}\t{p}\t{r}\t{a[0]}\n" for c, p, r, a in records]
@@ -262,7 +262,7 @@ def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, 
         assert way_out in told
         assert "BUILD" not in told
     found = rows(run(table, checkpoint, shift=by, **asked))
-    assert [row["pos"] for row in found] == [at + 1 for at in places]
+    assert [row["pos"] for row in found] == [at + 1 for at in sites]
     assert all(is_scored(row["EVO2_STATUS"]) for row in found)
     with pytest.raises(UserError, match=f"--shift {by}: only for tables"):
         run(vcf, checkpoint, shift=by, **asked)
@@ -290,7 +290,9 @@ def test_the_score_of_an_allele_is_the_same_under_every_name_of_its_contig(tmp_p
     assert deltas("NC_000017.10", "NC_001133.9") == deltas("CM000679.2", "chrI") == expected
 
 
-def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpoint, capsys):
+def test_the_warning_of_an_allele_written_as_a_dash_shows_the_anchored_form(
+    tmp_path, checkpoint, capsys
+):
     bases = genome()[:100]
     (tmp_path / "g.fa").write_text(f">1\n{bases}\n")
     source, asked = tmp_path / "x.csv", {"reference": tmp_path / "g.fa", "window": 32}
@@ -304,7 +306,7 @@ def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpo
         assert advice in capsys.readouterr().err
 
 
-def test_a_variant_longer_than_the_name_of_a_file_is_scored(tmp_path, checkpoint):
+def test_a_variant_longer_than_a_file_name_is_scored(tmp_path, checkpoint):
     (tmp_path / "g.fa").write_text(f">1\n{genome()[:2000]}\n")
     output = tmp_path / "x.jsonl"
     named = f"1-501-{genome()[500:800]}-{genome()[500]}"
@@ -313,7 +315,7 @@ def test_a_variant_longer_than_the_name_of_a_file_is_scored(tmp_path, checkpoint
     assert [row["EVO2_STATUS"] for row in rows(output)] == ["OK"]
 
 
-def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
+def test_windows_have_ref_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
     bases = genome()[:200]
     records = [("1", 101, "A", "G"), ("1", 101, "A", "AT"), ("1", 100, bases[99] + "A", "C")]
     found = []
@@ -327,7 +329,7 @@ def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_pat
     assert found[:2] == found[2:]
 
 
-def test_the_number_of_other_letters_tells_one_far_away_from_many(tmp_path, checkpoint):
+def test_the_number_of_non_acgt_letters_is_written(tmp_path, checkpoint):
     bases = genome()[:400]
     reference = tmp_path / "g.fa"
     reference.write_text(f">1\n{bases[:50]}N{bases[51:300]}{'N' * 100}\n")
@@ -346,7 +348,7 @@ def test_the_number_of_other_letters_tells_one_far_away_from_many(tmp_path, chec
     assert [info.get("EVO2_NONACGT") for info in told] == ["1", "30,.", None]
 
 
-def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(phix, checkpoint):
+def test_a_swapped_record_has_the_negated_scores_of_the_right_one(phix, checkpoint):
     lines = phix.read_text().splitlines(keepends=True)
     header = "".join(line for line in lines if line.startswith("#"))
     records = [line.split("\t") for line in lines if not line.startswith("#")]
@@ -397,7 +399,7 @@ def test_the_annotated_vcf_is_the_input_plus_our_fields_and_pysam_reads_it(phix,
     assert str(phix.parent) not in output.read_text()
 
 
-def test_all_layouts_tell_the_same(phix, checkpoint):
+def test_all_formats_have_the_same_values(phix, checkpoint):
     plain, packed = (run(phix, checkpoint, suffix) for suffix in (".vcf", ".vcf.gz"))
     with pysam.BGZFile(str(packed)) as file:
         assert file.read() == plain.read_bytes()
@@ -411,7 +413,9 @@ def test_all_layouts_tell_the_same(phix, checkpoint):
             assert float(told["evo2_delta"]) == row["EVO2_DELTA"]
 
 
-def test_a_file_of_the_zoo_ends_in_an_output_or_in_one_line(shared, tmp_path, checkpoint, capsys):
+def test_every_file_of_the_zoo_gives_an_output_or_a_one_line_error(
+    shared, tmp_path, checkpoint, capsys
+):
     zoo = shared / "data" / "zoo"
     reference = tmp_path / "norm.fa"
     reference.write_bytes((zoo / "vcf_ref" / "norm.fa").read_bytes())
@@ -433,7 +437,7 @@ def test_a_file_of_the_zoo_ends_in_an_output_or_in_one_line(shared, tmp_path, ch
     assert num_scored > 40
 
 
-def test_what_was_scored_is_not_scored_again(phix, checkpoint):
+def test_a_scored_vcf_is_refused(phix, checkpoint):
     with pytest.raises(UserError, match="EVO2_"):
         run(run(phix, checkpoint, ".vcf"), checkpoint)
 
@@ -441,7 +445,7 @@ def test_what_was_scored_is_not_scored_again(phix, checkpoint):
 # --- errors and policies
 
 
-def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
+def test_invalid_options_are_refused_in_one_line(phix, checkpoint, tmp_path):
     good = ScoreOptions(inputs=(phix,), model=checkpoint)
     for change in (
         {"window": 1},
@@ -473,7 +477,7 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
         (b"chromosome,position (hg19),reference,alt\n", "rename them to chrom, pos, ref, alt"),
         (b"accession,hgvs_nt,score\n", "is a table of MaveDB"),
         (b"mutant,mutated_sequence,DMS_score\n", "evo2 eval dms scores it"),
-        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel book; save its sheet as CSV"),
+        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel workbook; save its sheet as CSV"),
         (b"PK\3\4\x14\0other", "is a zip"),
         (b"##gff-version 3\n", "is a GFF"),
         (b"chr1\thavana\tgene\t-15\t90\t.\t+\t.\tID=g\n", "is a GFF"),
@@ -484,7 +488,7 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
         (b">p\nMSEQLLPK\n", "record 'p'"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_by_name(tmp_path, checkpoint, content, message):
+def test_the_format_of_an_unusable_file_is_named(tmp_path, checkpoint, content, message):
     source = tmp_path / "input"
     source.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -507,7 +511,7 @@ def test_the_reference_comes_from_the_option_or_from_the_header(tmp_path, phix, 
         run(phix, checkpoint)
 
 
-def test_a_mismatch_can_be_an_error_and_much_of_it_is_told(phix, checkpoint, capsys):
+def test_a_mismatch_can_be_an_error_and_many_cause_a_warning(phix, checkpoint, capsys):
     text = phix.read_text()
     run(phix, checkpoint)
     assert "BUILD" not in capsys.readouterr().err
@@ -521,7 +525,7 @@ def test_a_mismatch_can_be_an_error_and_much_of_it_is_told(phix, checkpoint, cap
     assert not phix.with_name("phix174.vcf.out.tsv").exists()
 
 
-def test_too_many_skipped_is_told_after_the_output_is_complete(phix, checkpoint):
+def test_too_many_skipped_is_an_error_after_the_output_is_complete(phix, checkpoint):
     whole = run(phix, checkpoint, max_skipped=0.05).read_bytes()
     phix.with_name("phix174.vcf.out.jsonl").unlink()
     with pytest.raises(TooManySkippedError) as caught:
@@ -530,7 +534,7 @@ def test_too_many_skipped_is_told_after_the_output_is_complete(phix, checkpoint)
     assert phix.with_name("phix174.vcf.out.jsonl").read_bytes() == whole
 
 
-def test_a_score_that_is_no_number_names_the_record_and_the_layer(phix, model, tmp_path):
+def test_the_error_of_a_non_finite_score_names_record_and_layer(phix, model, tmp_path):
     broken = StripedHyena2(model.config)
     broken.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -559,7 +563,7 @@ def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, c
     assert not journal.exists()
 
 
-def test_stdin_and_stdout_carry_the_same(phix, checkpoint, monkeypatch, capsysbinary):
+def test_stdin_and_stdout_give_the_same_bytes(phix, checkpoint, monkeypatch, capsysbinary):
     whole = run(phix, checkpoint, ".vcf").read_bytes()
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(phix.read_bytes())))
     monkeypatch.setattr("sys.stdin", stdin)

@@ -1,4 +1,4 @@
-"""Kinds of variants: the same on both strands, and random ones are of the kind asked for."""
+"""Kinds of variants are the same on both strands, and random variants are of the given kind."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ def kind(genome: Reference, record: VariantRecord) -> str | None:
 
 def test_snvs_have_96_kinds_and_one_on_both_strands(genome: Reference) -> None:
     kinds = set()
-    for place in range(1, len(LETTERS) - 1):
-        around = LETTERS[place - 1 : place + 2].upper()
+    for position in range(1, len(LETTERS) - 1):
+        around = LETTERS[position - 1 : position + 2].upper()
         for alternate in "ACGT":
             if alternate == around[1]:
                 continue
-            forward = VariantRecord.from_columns("a", place + 1, around[1], alternate)
+            forward = VariantRecord.from_columns("a", position + 1, around[1], alternate)
             bases = [reverse_complement(b.encode()).decode() for b in (around[1], alternate)]
-            backward = VariantRecord.from_columns("b", len(LETTERS) - place, *bases)
+            backward = VariantRecord.from_columns("b", len(LETTERS) - position, *bases)
             found = kind(genome, forward)
             assert found == kind(genome, backward)
             assert (found is None) == ("N" in around)
@@ -62,13 +62,13 @@ def test_snvs_have_96_kinds_and_one_on_both_strands(genome: Reference) -> None:
         ("A", "A", None),
     ],
 )
-def test_others_have_kinds_by_length(
+def test_other_variants_have_kinds_by_length(
     genome: Reference, reference: str, alternate: str, expected: str | None
 ) -> None:
     assert kind(genome, VariantRecord.from_columns("a", 100, reference, alternate)) == expected
 
 
-def test_without_neighbours_there_is_no_kind(genome: Reference) -> None:
+def test_snvs_without_a_context_have_no_kind(genome: Reference) -> None:
     assert kind(genome, VariantRecord.from_columns("short", 1, "A", "C")) is None
     assert kind(genome, VariantRecord.from_columns("nowhere", 5, "A", "C")) is None
 

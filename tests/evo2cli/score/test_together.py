@@ -1,4 +1,4 @@
-"""Records whose alleles are read side by side have the rows that each has alone."""
+"""Records computed in batches have the rows that each has alone."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def genome(tmp_path: Path) -> Iterator[Reference]:
 
 
 def records(count: int) -> list[VariantRecord]:
-    """In no order; some have two alleles, one has none that can be scored."""
+    """Records in no order; some have two alleles, and one has an allele that cannot be scored."""
     plain = [
         VariantRecord.from_columns("one", at + 1, *rest) for at, *rest in variants(GENOME, count)
     ]
@@ -60,7 +60,7 @@ def scorer_of(model: StripedHyena2, genome: Reference, windows: str, **more: Any
 def test_rows_are_those_of_records_alone(
     model: StripedHyena2, genome: Reference, windows: str
 ) -> None:
-    """Side by side, in the order of the input; alone, each by a scorer of its own."""
+    """In batches, in the order of the input; alone, each by its own scorer."""
     some = records(14)
     together = list(score_records(some, scorer_of(model, genome, windows)))
     assert [record for record, _ in together] == some
@@ -70,7 +70,7 @@ def test_rows_are_those_of_records_alone(
 
 
 @pytest.mark.parametrize("windows", ["centred", "anchored"])
-def test_a_gpu_that_reads_while_more_is_asked_for_changes_nothing(
+def test_queueing_while_a_gpu_computes_changes_nothing(
     model: StripedHyena2, genome: Reference, windows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = records(14)
@@ -78,13 +78,11 @@ def test_a_gpu_that_reads_while_more_is_asked_for_changes_nothing(
     monkeypatch.setattr(Packer, "runs_ahead", True)
     monkeypatch.setattr("stripedhyena2.packing.MAX_TOKENS", 0)  # a few launches are a batch
     assert list(score_records(some, scorer_of(model, genome, windows))) == at_once
-    monkeypatch.setattr(Packer, "is_full", True)  # nor does a memory that holds one record
+    monkeypatch.setattr(Packer, "is_full", True)  # a batch is one record
     assert list(score_records(some, scorer_of(model, genome, windows))) == at_once
 
 
-def test_a_run_that_is_resumed_reads_the_rest_together(
-    model: StripedHyena2, genome: Reference
-) -> None:
+def test_a_resumed_run_computes_the_rest(model: StripedHyena2, genome: Reference) -> None:
     some = records(14)
     whole = list(score_records(some, scorer_of(model, genome, "centred")))
     journal: list[list[Row]] = []
@@ -108,10 +106,10 @@ def test_a_run_that_is_resumed_reads_the_rest_together(
         assert (scorer.num_bases == 0) == (known == 16)
 
 
-def test_an_error_comes_after_the_rows_before_it(
+def test_an_error_comes_after_the_previous_rows(
     model: StripedHyena2, genome: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if each record were scored when its turn comes, so that a journal has those before."""
+    """So a journal has the previous records, as if records were scored one by one."""
     some = sorted(records(6), key=lambda record: record.start)
     right = list(scorer_of(model, genome, "centred").score_all(some))
     wrong = VariantRecord.from_columns("one", 500, "A" if GENOME[499] != "A" else "C", "G")
@@ -125,7 +123,7 @@ def test_an_error_comes_after_the_rows_before_it(
             next(rows)
 
 
-def test_a_score_that_is_no_number_leaves_the_rows_before_it(
+def test_a_non_finite_score_comes_after_the_rows_before_it(
     model: StripedHyena2, tmp_path: Path
 ) -> None:
     write(tmp_path, f"{GENOME[:800]}N{GENOME[801:]}", [])

@@ -1,4 +1,4 @@
-"""Anchored windows: scores of the whole window, whoever stands beside it, on either strand."""
+"""Scores of windows are those of whole sequences, whatever else is computed, on either strand."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def letters(length: int, seed: int = 0) -> str:
 
 
 def variants(sequence: str, count: int) -> list[tuple[int, str, str]]:
-    """SNVs, insertions, deletions and exchanges, 0-based, everywhere on the contig."""
+    """SNVs, MNVs, insertions and deletions all over the contig; positions are 0-based."""
     chance = random.Random(1)  # noqa: S311 - a test
     found = []
     for _ in range(count):
@@ -73,8 +73,8 @@ def run(source: Path, checkpoint: str, **options: str) -> list[dict[str, float]]
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-SHAPES = [Shapes(0), Shapes(2048)]  # one at a time, and side by side
-each_shapes = pytest.mark.parametrize("shapes", SHAPES, ids=["one at a time", "side by side"])
+SHAPES = [Shapes(0), Shapes(2048)]  # one at a time, and in batches
+each_shapes = pytest.mark.parametrize("shapes", SHAPES, ids=["one at a time", "batched"])
 both_kinds = pytest.mark.parametrize("is_anchored", [False, True], ids=["centred", "anchored"])
 
 
@@ -92,10 +92,10 @@ def snv(genome: bytes, start: int, at: int, end: int, letter: bytes) -> tuple[Wi
 
 @settings(max_examples=12)
 @given(st.data())
-def test_any_windows_in_any_order_have_their_totals(
+def test_any_windows_in_any_order_have_their_log_likelihoods(
     tiny_model: StripedHyena2, data: st.DataObject
 ) -> None:
-    """However many are read together, whatever is still at hand, and wherever windows differ."""
+    """In batches of any size, with any prefixes in the cache, and wherever windows differ."""
     reader = WindowReader(
         tiny_model,
         data.draw(st.sampled_from([128, 300, 640])),
@@ -125,10 +125,10 @@ def test_any_windows_in_any_order_have_their_totals(
             assert pair.logprobs == pytest.approx(expected, rel=0, abs=1e-8)
 
 
-def test_sequences_that_end_with_what_they_share_have_their_totals(
+def test_a_sequence_that_is_a_prefix_of_the_other_has_its_log_likelihood(
     tiny_model: StripedHyena2,
 ) -> None:
-    """As tables may give them: one is the beginning of the other."""
+    """Tables may hold such pairs."""
     whole = letters(200).encode()
     for shapes in SHAPES:
         reader = WindowReader(tiny_model, 200, is_anchored=False, shapes=shapes)
@@ -158,14 +158,14 @@ def test_a_base_given_those_before_it_is_the_last_term_of_its_sequence(
 
 @each_shapes
 @both_kinds
-def test_windows_have_the_same_bits_whoever_was_there(
+def test_windows_have_the_same_bits_in_any_batch(
     tiny_model: StripedHyena2, is_anchored: bool, shapes: Shapes
 ) -> None:
-    """In fp32: alone, beside others in any order, after neighbours, and after another place."""
+    """In fp32: alone, with others in any order, after neighbours, and after another site."""
     model, genome = single_precision(tiny_model), letters(900).encode()
     starts, ats = (64, 320), range(330, 420, 7)
-    places = [(start, at, letter) for start in starts for at in ats for letter in (b"G", b"A")]
-    asked = [snv(genome, start, at, start + 400, letter) for start, at, letter in places]
+    sites = [(start, at, letter) for start in starts for at in ats for letter in (b"G", b"A")]
+    asked = [snv(genome, start, at, start + 400, letter) for start, at, letter in sites]
 
     def reader() -> WindowReader:
         return WindowReader(model, 400, is_anchored=is_anchored, shapes=shapes)
@@ -186,10 +186,10 @@ def test_windows_have_the_same_bits_whoever_was_there(
 
 
 @both_kinds
-def test_numbers_of_threads_change_the_last_digits_at_most(
+def test_the_number_of_threads_changes_at_most_the_last_digits(
     tiny_model: StripedHyena2, is_anchored: bool
 ) -> None:
-    """As docs/variants.md says; with the same number, not even these."""
+    """As docs/variants.md says. With the same number of threads, all bits are the same."""
     model, genome = single_precision(tiny_model), letters(128).encode()
 
     def scores(threads: int) -> tuple[float, float]:
@@ -209,7 +209,7 @@ def test_numbers_of_threads_change_the_last_digits_at_most(
 
 
 def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
-    """One at a time: the reference window once, and for an allele what is behind it."""
+    """One at a time: the reference window once, and for each allele the bases after it."""
     genome = letters(300).encode()
     reader = WindowReader(tiny_model, 256, is_anchored=True)
     for at in range(130, 150):
@@ -221,7 +221,7 @@ def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
     assert reader.packer.num_bases == 256 + sites + suffixes
 
 
-def test_a_site_is_read_once_also_if_every_allele_has_its_record(tiny_model: StripedHyena2) -> None:
+def test_a_site_is_computed_once_even_with_one_record_per_allele(tiny_model: StripedHyena2) -> None:
     genome = letters(300).encode()
     reader = WindowReader(tiny_model, 256, is_anchored=False)
     for letter in (b"A", b"C", b"G", b"T"):
@@ -322,14 +322,14 @@ def test_a_record_has_the_same_bytes_alone_and_among_others(
     shuffled = records[::2] + records[1::2][::-1]
     again = run(write(tmp_path, sequence, shuffled), checkpoint, windows="anchored")
     assert [again[shuffled.index(record)] for record in records] == together
-    for place in (0, 7):
-        alone = run(write(tmp_path, sequence, [records[place]]), checkpoint, windows="anchored")
-        assert alone == [together[place]]
+    for index in (0, 7):
+        alone = run(write(tmp_path, sequence, [records[index]]), checkpoint, windows="anchored")
+        assert alone == [together[index]]
 
 
 @pytest.mark.parametrize(("windows", "factor"), [("centred", 2.3), ("anchored", 5)])
 def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float) -> None:
-    """Against a reference and an alternate window for each of 3,893 SNVs; nothing is computed."""
+    """Compared with two whole windows for each of 3,893 SNVs; nothing is computed."""
 
     folder = shared / "data" / "variants"
     options = ScoreOptions(

@@ -1,10 +1,11 @@
-"""A server in a thread of this process, at a free port."""
+"""A server in a thread of this process, on a free port."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
+from evo2cli.options import flag
 from evo2cli.serve.app import make_app
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.options import ServeOptions
@@ -23,7 +25,7 @@ GENOME = b"ACGTTGCAGGCTTAACGGATCCATTGCAGTNACGGTTAACCGTAGGCATCGATTACAGCATGCCCGGAA
 
 @dataclass(frozen=True)
 class Serving:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     engine: Engine
@@ -34,23 +36,29 @@ class Serving:
         return self.engine.require_served().model
 
     def post(self, path: str, **body: Any) -> Any:
-        """The JSON of an answer that must be 200."""
+        """The JSON of a response, whose status must be 200."""
         answer = self.client.post(path, json=body)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
 
 def is_ready(client: httpx.Client) -> bool:
-    """Whether a server that was started as a command answers already."""
+    """Whether a server that was started as a command is ready."""
     try:
         return client.get("/v1/health/ready").status_code == 200
     except httpx.TransportError:
         return False
 
 
+def names_no_other_option(message: str) -> bool:
+    """Whether all options in a message are those of `evo2 serve`: a client has fields instead."""
+    named = set(re.findall(r"--[a-z][a-z-]*", message))
+    return named <= {flag(ServeOptions, field.name) for field in fields(ServeOptions)}
+
+
 @contextmanager
 def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
-    """A server with these options; it answers when the block begins, unless told not to wait."""
+    """A server with these options, ready when the block begins unless `wait` is false."""
     options = ServeOptions(**{"max_bases": 600, "batch_size": 4, **given})
     engine = Engine(options)
     app = make_app(options, engine, "nano")

@@ -1,4 +1,4 @@
-"""Load on a server that runs: clients who check every answer, and others who misbehave."""
+"""Load on a running server: clients that check every response, and clients that misbehave."""
 
 import itertools
 import json
@@ -26,13 +26,13 @@ Disturbance = Callable[[httpx.Client], httpx.Response | None]  # None: the clien
 
 @dataclass(frozen=True)
 class Job:
-    """A request, and what its answer must be.
+    """A request with the expected response.
 
     Attributes:
         path: Its path.
         body: Its JSON.
-        read: What is compared, from the JSON of the answer, or from a list of that of its events.
-        expected: What it must be.
+        read: Extracts what is compared from the JSON of the response, or of its list of events.
+        expected: The expected value.
     """
 
     path: str
@@ -42,24 +42,24 @@ class Job:
 
 
 class BusyError(Exception):
-    """A server that is full, ends, or is away, or a deadline."""
+    """The server is full, shutting down or not running, or a deadline has passed."""
 
 
 class WrongAnswerError(AssertionError):
-    """An answer is not what it must be."""
+    """A response is not the expected one."""
 
 
 def ask(client: httpx.Client, path: str, body: Mapping[str, Any], *, may_be_late: bool) -> Any:
-    """The JSON of an answer, or the list of that of its events.
+    """The JSON of a response, or the list of the JSON of its events.
 
     Args:
-        client: Asks.
+        client: The client.
         path: The path.
-        body: Its JSON.
-        may_be_late: Whether an answer of 504 is no mistake either.
+        body: The JSON of the request.
+        may_be_late: Whether the status 504 is acceptable.
 
     Raises:
-        BusyError: There is none, and that is no mistake.
+        BusyError: There is none for an acceptable reason.
         WrongAnswerError: There is none for another reason.
     """
     allowed = (*BUSY, 504) if may_be_late else BUSY
@@ -96,11 +96,11 @@ def ask(client: httpx.Client, path: str, body: Mapping[str, Any], *, may_be_late
 
 
 def disturbances(long_tokens: int, draw: random.Random) -> dict[str, Disturbance]:
-    """What clients do who misbehave, by name.
+    """Misbehaviour of clients, by name.
 
     Args:
-        long_tokens: Number of tokens that take longer than a client waits who hangs up.
-        draw: Draws garbage.
+        long_tokens: Number of tokens that take longer than a disconnecting client waits.
+        draw: Source of random bytes.
     """
     generate = {"sequence": "ACGT", "num_tokens": long_tokens}
     stream = {"model": "evo2", "prompt": "A", "max_tokens": long_tokens, "stream": True}
@@ -137,21 +137,21 @@ def disturbances(long_tokens: int, draw: random.Random) -> dict[str, Disturbance
 
 
 class Load:
-    """Clients that ask at the same time as others that misbehave.
+    """Clients that check responses, at the same time as clients that misbehave.
 
     Args:
-        url: Of the server.
-        jobs: What is asked, over and over, in an order of each client's own.
-        num_clients: Number of clients that ask.
+        url: URL of the server.
+        jobs: Requests, which each client repeats in its own order.
+        num_clients: Number of clients that check responses.
         num_disturbers: Number of clients that misbehave.
         long_tokens: As for `disturbances`.
-        late: A request that takes longer than the server allows, if there is one.
+        late: A request that takes longer than the server allows; None for none.
 
     Attributes:
-        answered: How often each job was answered rightly, by its index.
-        busy: How often it was not, without a mistake, by the reason.
-        disturbed: What the others were told, by the name and the status.
-        problems: What went wrong.
+        answered: Number of right responses by the index of the job.
+        busy: Number of acceptable failures by reason.
+        disturbed: Responses to misbehaving clients, by name and status.
+        problems: Errors.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The load lasts as long as the block."""
+        """Run the clients for the duration of the block."""
         self._stop.clear()
         kinds = [(self._ask, self._num_clients), (self._disturb, self._num_disturbers)]
         if self._late is not None:
@@ -194,21 +194,21 @@ class Load:
                 thread.join()
 
     def stop(self) -> None:
-        """No more requests are sent."""
+        """Send no more requests."""
         self._stop.set()
 
     @property
     def large_bodies(self) -> int:
-        """How many bodies of 4 MiB the server has read or refused."""
+        """Number of bodies of 4 MiB that the server has read or refused."""
         counts = self.disturbed.copy().items()
         return sum(n for (name, told), n in counts if "4 MiB" in name and told != "away")
 
     def wait(self, *, seconds: float = 0, large_bodies: int = 0) -> None:
-        """Until that time has gone by, so many of them were sent, and every job was answered again.
+        """Wait for some time, for some large bodies, and for a response to every job.
 
         Raises:
-            WrongAnswerError: A job is not answered for ten minutes more.
-            BaseException: What went wrong first.
+            WrongAnswerError: A job has no response within ten more minutes.
+            BaseException: The first error of a client.
         """
         before = self.answered.copy()
         earliest = time.monotonic() + seconds
@@ -293,7 +293,7 @@ class Load:
 
 
 def metric(text: str, name: str) -> float:
-    """A number of /metrics."""
+    """The value of a metric of /metrics."""
     found = re.search(rf"^evo2_{re.escape(name)} (\S+)$", text, re.MULTILINE)
     if found is None:
         raise WrongAnswerError(f"/metrics has no evo2_{name}")
@@ -301,14 +301,14 @@ def metric(text: str, name: str) -> float:
 
 
 def wait_until_idle(url: str) -> str:
-    """Wait until no request is worked on; returns the metrics."""
+    """Wait until no request is in progress; return the metrics."""
     with httpx.Client(base_url=url, timeout=600) as client:
         wait_until(lambda: metric(client.get("/metrics").text, "jobs") == 0, seconds=120)
         return client.get("/metrics").text
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
+    """Resident memory of a process in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found is not None

@@ -1,4 +1,4 @@
-"""The server as a whole: its page of paths, and the model with an adapter."""
+"""The server as a whole: /docs, and a model with an adapter."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CommandLine = Callable[..., tuple[int, str, str]]
 PROMPT = "ACGTTGCAGGCTTAACGGAT"
 
 
-def test_the_page_of_paths_asks_no_other_server(server: Serving) -> None:
+def test_docs_use_no_other_server(server: Serving) -> None:
     page = server.client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "//" not in re.sub(r"<!--.*?-->", "", page.text)
@@ -36,7 +36,7 @@ def test_the_page_of_paths_asks_no_other_server(server: Serving) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_the_page_of_paths_is_drawn_without_a_network(server: Serving, tmp_path: Path) -> None:
+def test_docs_are_drawn_without_a_network(server: Serving, tmp_path: Path) -> None:
     drawn = subprocess.run(
         [
             *("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"),
@@ -53,7 +53,7 @@ def test_the_page_of_paths_is_drawn_without_a_network(server: Serving, tmp_path:
         assert f'data-path="{path}"' in drawn
 
 
-def test_a_model_with_an_adapter_is_that_of_the_command(
+def test_a_model_with_an_adapter_gives_the_numbers_of_the_command(
     tune: Run, base: str, genome: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", lr=1e-2)
@@ -85,7 +85,9 @@ def test_a_model_with_an_adapter_is_that_of_the_command(
         found = server.post("/v1/score", sequences=[PROMPT, GENOME[:150].decode()])["scores"]
         named = ["chr1-40-G-C", "chr1-90-A-T"]
         rows = server.post("/v1/variants", variants=named, window=64)["variants"]
-        grown = server.post("/v1/completions", model="evo2", prompt=PROMPT, max_tokens=20, seed=3)
+        completed = server.post(
+            "/v1/completions", model="evo2", prompt=PROMPT, max_tokens=20, seed=3
+        )
         [scores, deltas] = ask(
             over_http(server),
             ("score_sequence", {"fasta": "x.fa"}),
@@ -100,4 +102,4 @@ def test_a_model_with_an_adapter_is_that_of_the_command(
     assert [
         {key: row[key] for key in other} for row, other in zip(rows, variants, strict=True)
     ] == (variants)
-    assert grown["choices"][0]["text"] == sample.sequence
+    assert completed["choices"][0]["text"] == sample.sequence

@@ -1,4 +1,4 @@
-"""One engine for many requests: nobody notices the others, and what fails harms nobody else."""
+"""One engine for many requests: none depends on the others, and a failure ends only its own."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ GENERATE = "/biology/arc/evo2/generate"
 
 
 def requests(count: int, longest: int = 40) -> list[tuple[str, dict[str, Any]]]:
-    """Requests of all kinds, in no order."""
+    """Requests of all kinds."""
     draw = random.Random(count)  # noqa: S311 - not for cryptography
 
     def dna() -> str:
@@ -74,15 +74,15 @@ def requests(count: int, longest: int = 40) -> list[tuple[str, dict[str, Any]]]:
 
 
 def asked(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The answer, without what differs each time."""
+    """The JSON of a response, without the fields that always differ."""
     answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return {key: found[key] for key in found if key not in ("id", "created", "elapsed_ms")}
 
 
-def test_together_is_alone(server: Serving) -> None:
-    """Every answer has the same bits, whoever else is served."""
+def test_concurrent_requests_have_the_responses_of_sequential_ones(server: Serving) -> None:
+    """Every response has the same bits, whatever other requests run."""
     jobs = requests(21)
     alone = [asked(server.client, *job) for job in jobs]
     with ThreadPoolExecutor(14) as pool:
@@ -90,8 +90,8 @@ def test_together_is_alone(server: Serving) -> None:
     assert together == alone
 
 
-def test_sequences_in_any_company_are_those_of_the_command(server: Serving, tmp_path: Path) -> None:
-    """In every digit, with as many rows: each with a sampler of its own, beside all other work."""
+def test_sequences_in_any_batch_are_those_of_the_command(server: Serving, tmp_path: Path) -> None:
+    """Bit for bit, with as many rows: each with its own sampler, beside all other work."""
     draw = random.Random(5)  # noqa: S311 - not for cryptography
     tuned: list[dict[str, Any]] = [
         {
@@ -122,10 +122,10 @@ def test_sequences_in_any_company_are_those_of_the_command(server: Serving, tmp_
     assert found == expected
 
 
-def test_a_late_request_joins_and_leaves_before_an_early_one(server: Serving) -> None:
+def test_a_short_request_joins_the_batch_of_a_long_one(server: Serving) -> None:
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(server.post, GENERATE, **LONG)
-        wait_until(lambda: server.engine.num_growing == 1)
+        wait_until(lambda: server.engine.num_running == 1)
         server.post(GENERATE, sequence="A", num_tokens=3)
         server.post("/v1/score", sequences=["ACGT"])
         assert not early.done()
@@ -133,7 +133,7 @@ def test_a_late_request_joins_and_leaves_before_an_early_one(server: Serving) ->
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_hangs_up_frees_the_row(server: Serving, stream: bool) -> None:
+def test_disconnecting_frees_the_row(server: Serving, stream: bool) -> None:
     body = {"model": "nano", "prompt": "A", "max_tokens": 590, "stream": stream, "n": 9}
     before = dict(server.engine.counts.ended)
     request = server.client.build_request("POST", "/v1/completions", json=body)
@@ -144,15 +144,15 @@ def test_who_hangs_up_frees_the_row(server: Serving, stream: bool) -> None:
     )
     with socket.create_connection((host, port)) as connection:
         connection.sendall(head + b"\r\n" + request.content)
-        wait_until(lambda: server.engine.num_growing == 4)
+        wait_until(lambda: server.engine.num_running == 4)
         if stream:
             assert b"200 OK" in connection.recv(1000)
     wait_until(lambda: server.engine.num_jobs == 0)
-    assert server.engine.num_growing == 0
+    assert server.engine.num_running == 0
     assert server.engine.counts.ended == before | {"abandoned": before["abandoned"] + 1}
 
 
-def test_who_hangs_up_before_a_stream_begins_frees_the_rows(server: Serving) -> None:
+def test_disconnecting_before_a_stream_begins_frees_the_rows(server: Serving) -> None:
     body = {"model": "nano", "prompt": "A", "max_tokens": 590, "stream": True, "n": 9}
     messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
     before = server.engine.counts.ended["abandoned"]
@@ -161,7 +161,7 @@ def test_who_hangs_up_before_a_stream_begins_frees_the_rows(server: Serving) -> 
         return messages.pop() if messages else {"type": "http.disconnect"}
 
     async def send(_message: object) -> None:
-        await asyncio.sleep(1e-3)  # a connection that is slow
+        await asyncio.sleep(1e-3)  # a slow connection
 
     scope = {
         "type": "http",
@@ -177,7 +177,7 @@ def test_who_hangs_up_before_a_stream_begins_frees_the_rows(server: Serving) -> 
     assert server.engine.counts.ended["abandoned"] == before + 1
 
 
-def test_too_many_are_told_to_come_back() -> None:
+def test_too_many_requests_are_refused_with_retry_after() -> None:
     with serving(batch_size=1, queue=1) as server, ThreadPoolExecutor(2) as pool:
         accepted = [pool.submit(server.post, GENERATE, **LONG) for _ in range(2)]
         wait_until(lambda: server.engine.num_jobs == 2)
@@ -197,11 +197,11 @@ def test_a_deadline_ends_a_request() -> None:
         )
         assert answer.status_code == 504
         assert "not done within 0.5 s;" in answer.text
-        assert server.engine.num_jobs == server.engine.num_growing == 0
+        assert server.engine.num_jobs == server.engine.num_running == 0
 
 
-def test_nan_names_its_layer_and_harms_nobody_else(server: Serving) -> None:
-    """Of a model that is broken for a while."""
+def test_the_error_of_nan_names_the_layer_and_the_server_goes_on(server: Serving) -> None:
+    """The weights are NaN for a while."""
     calls = {
         GENERATE: {"sequence": "ACGT", "num_tokens": 3},
         "/v1/score": {"sequences": ["ACGT"]},
@@ -231,13 +231,13 @@ def test_nan_names_its_layer_and_harms_nobody_else(server: Serving) -> None:
             weight.copy_(kept)
     for path, body in calls.items():
         server.post(path, **body)
-    assert server.engine.num_jobs == server.engine.num_growing == 0
+    assert server.engine.num_jobs == server.engine.num_running == 0
 
 
-def test_nan_of_a_sequence_that_grows_ends_it_alone(server: Serving) -> None:
+def test_nan_ends_a_running_sequence_and_the_server_goes_on(server: Serving) -> None:
     with ThreadPoolExecutor(1) as pool:
         growing = pool.submit(server.client.post, GENERATE, json=LONG)
-        wait_until(lambda: server.engine.num_growing == 1)
+        wait_until(lambda: server.engine.num_running == 1)
         weight = server.model.blocks[2].mlp.down.weight
         kept = weight.detach().clone()
         with torch.no_grad():
@@ -249,9 +249,7 @@ def test_nan_of_a_sequence_that_grows_ends_it_alone(server: Serving) -> None:
     assert len(server.post(GENERATE, **LONG)["sequence"]) == 200
 
 
-def test_where_memory_is_short_a_request_may_come_again(
-    server: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lack_of_memory_gives_503(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as short:
         short.setattr(scoring, "available_bytes", lambda: 1)
         answer = server.client.post("/v1/score", json={"sequences": ["ACGT"]})
@@ -272,12 +270,12 @@ def test_where_memory_is_short_a_request_may_come_again(
     with monkeypatch.context() as short:
         short.setattr(engines.Rows, "step", fails)
         assert server.client.post(GENERATE, json=LONG).status_code == 503
-    assert server.engine.num_jobs == server.engine.num_growing == 0
+    assert server.engine.num_jobs == server.engine.num_running == 0
     server.post("/v1/score", sequences=["ACGT"])
     assert len(server.post(GENERATE, **LONG)["sequence"]) == 200
 
 
-def test_a_defect_is_a_500_without_its_traceback(
+def test_a_bug_gives_500_without_a_traceback(
     server: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: object, **__: object) -> Iterator[object]:
@@ -290,7 +288,7 @@ def test_a_defect_is_a_500_without_its_traceback(
     assert "our own fault" in capsys.readouterr().err
 
 
-def test_before_the_model_is_loaded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     may_load = threading.Event()
     open_model = engines.open_model
 
@@ -310,11 +308,11 @@ def test_before_the_model_is_loaded_nothing_is_ready(monkeypatch: pytest.MonkeyP
         server.post("/v1/score", sequences=["ACGT"])
 
 
-def test_at_the_end_what_was_accepted_is_finished_or_refused() -> None:
+def test_at_the_end_accepted_requests_are_finished_or_refused() -> None:
     for grace, status in ((60.0, 200), (0.0, 503)):
         with serving() as server, ThreadPoolExecutor(1) as pool:
             accepted = pool.submit(server.client.post, GENERATE, json=LONG)
-            wait_until(lambda engine=server.engine: engine.num_growing == 1)  # type: ignore[misc]
+            wait_until(lambda engine=server.engine: engine.num_running == 1)  # type: ignore[misc]
             server.engine.close(grace)
             late = server.client.post("/v1/score", json={"sequences": ["ACGT"]})
             assert (late.status_code, late.headers["retry-after"]) == (503, "1")
@@ -322,13 +320,13 @@ def test_at_the_end_what_was_accepted_is_finished_or_refused() -> None:
             assert accepted.result().status_code == status
 
 
-def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_bug_of_the_engine_no_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise KeyError("our own fault")
 
     with serving() as server:
-        monkeypatch.setattr(engines.Engine, "_work", fails)
+        monkeypatch.setattr(engines.Engine, "_run_task", fails)
         assert server.client.post("/v1/score", json={"sequences": ["ACGT"]}).status_code == 500
         assert server.client.get("/v1/health/ready").status_code == 503
         assert isinstance(server.engine.failure, KeyError)
-        server.engine.failure = None  # it is expected
+        server.engine.failure = None  # expected here, and checked when the server ends

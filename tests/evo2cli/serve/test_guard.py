@@ -1,4 +1,4 @@
-"""Who may ask, and how much; whatever is sent is answered by a status and one line."""
+"""Keys, host names and sizes; any request gets a status and a message of one line."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from evo2cli.errors import UserError
 from evo2cli.serve.guard import is_loopback, read_keys
 from evo2cli.serve.options import ServeOptions
-from tests.evo2cli.serve.conftest import Serving, serving
+from tests.evo2cli.serve.conftest import Serving, names_no_other_option, serving
 
 PATHS = {
     "/biology/arc/evo2/generate": [
@@ -72,13 +72,13 @@ VALUES = st.recursive(
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A path, and a body that has some of its fields, or is no JSON at all."""
+    """A path, and a body with some of its fields, or a body that is not JSON."""
     path = draw(st.sampled_from(sorted(PATHS)))
     if draw(st.integers(0, 9)) == 0:
         return path, draw(st.binary(max_size=50))
     fields = draw(st.lists(st.sampled_from(PATHS[path]), unique=True))
     body = {field: draw(VALUES) for field in fields}
-    for field in ("sequence", "prompt", "input"):  # sometimes what is valid
+    for field in ("sequence", "prompt", "input"):  # sometimes a valid value
         if field in PATHS[path] and draw(st.booleans()):
             body[field] = draw(st.text("ACGT", min_size=1, max_size=9))
     if "model" in PATHS[path]:
@@ -88,15 +88,17 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @settings(max_examples=80)
 @given(bodies())
-def test_whatever_is_sent_is_answered(server: Serving, asked: tuple[str, bytes]) -> None:
+def test_any_request_gets_a_response(server: Serving, asked: tuple[str, bytes]) -> None:
     path, body = asked
     answer = server.client.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400, 404, 413, 422), (answer.status_code, answer.text)
     assert "Traceback" not in answer.text
     if answer.status_code != 200:
-        assert answer.json()["error"]["message"]
+        message = answer.json()["error"]["message"]
+        assert message
+        assert names_no_other_option(message)
     assert server.engine.num_jobs == 0
-    assert server.engine.num_growing == 0
+    assert server.engine.num_running == 0
 
 
 def test_no_path_of_a_request_opens_a_file(server: Serving, tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_a_key_is_needed(guarded: Serving, header: str | None, status: int) -> N
     assert guarded.client.get("/", headers=headers).status_code == 200  # it asks for the key
 
 
-def test_a_body_has_a_limit(guarded: Serving) -> None:
-    """By its announced size, and by what comes."""
+def test_a_request_has_a_maximum_size(guarded: Serving) -> None:
+    """By the header Content-Length, and by the bytes received."""
     headers = {"Authorization": "Bearer first-key", "Content-Type": "application/json"}
 
     def post(content: Any) -> int:
@@ -177,12 +179,12 @@ def test_a_body_has_a_limit(guarded: Serving) -> None:
         *(("evil.example", 403), ("localhost.evil.example", 403), ("[::1", 403), ("", 403)),
     ],
 )
-def test_a_web_page_reaches_it_by_no_other_name(server: Serving, host: str, status: int) -> None:
+def test_requests_for_other_host_names_are_refused(server: Serving, host: str, status: int) -> None:
     answer = server.client.get("/v1/models", headers={"Host": host})
     assert answer.status_code == status
 
 
-def test_pages_of_other_sites_may_not_read_it(server: Serving) -> None:
+def test_pages_of_other_sites_cannot_read_responses(server: Serving) -> None:
     origin = {"Origin": "https://evil.example"}
     asked = {**origin, "Access-Control-Request-Method": "POST"}
     preflight = server.client.options("/v1/score", headers=asked)
@@ -190,7 +192,7 @@ def test_pages_of_other_sites_may_not_read_it(server: Serving) -> None:
     for each in (preflight, answer):
         assert not [name for name in each.headers if name.startswith("access-control")]
     assert preflight.status_code == 405
-    # What a page may send without asking first is not read as JSON.
+    # What a page may send without a preflight request is not read as JSON.
     simple = {**origin, "Content-Type": "text/plain"}
     body = '{"sequences": ["ACGT"]}'
     refusal = server.client.post("/v1/score", content=body, headers=simple)
@@ -198,7 +200,7 @@ def test_pages_of_other_sites_may_not_read_it(server: Serving) -> None:
     assert "send JSON, with the header Content-Type" in refusal.json()["error"]["message"]
 
 
-def test_what_is_not_there_is_said_in_the_same_way(server: Serving) -> None:
+def test_unknown_paths_and_methods_are_refused_in_the_same_form(server: Serving) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/score", 405)):
         answer = server.client.request(method, path)
         assert answer.status_code == answer.json()["error"]["code"] == status
@@ -219,7 +221,7 @@ def test_logs_and_metrics_hold_no_text_of_a_client(
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "two words\n", "schlüssel\n", "k\n" * 1001], ids=repr)
-def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_keys_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(UserError, match="--api-key-file"):
@@ -229,7 +231,7 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, text: str) -> None
     assert read_keys(None) == ()
 
 
-def test_it_listens_to_this_machine_unless_told_otherwise() -> None:
+def test_by_default_it_listens_on_loopback() -> None:
     assert is_loopback(ServeOptions().host)
     assert [is_loopback(host) for host in ("localhost", "::1", "0.0.0.0", "::", "node7")] == [  # noqa: S104
         *(True, True, False, False, False)

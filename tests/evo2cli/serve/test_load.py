@@ -1,4 +1,4 @@
-"""The command under load: every answer is that of the other commands, and nothing is left over."""
+"""The command under load: responses are those of the other commands, and nothing leaks."""
 
 import random
 import signal
@@ -21,12 +21,12 @@ from tests.evo2cli.serve.conftest import GENOME, is_ready
 from tests.evo2cli.serve.load import Job, Load, metric, resident, wait_until_idle
 from tests.ranks import free_port, wait_until
 
-SPARE = 64 * 2**20  # bytes by which the memory may differ
-BODIES = 24  # of 4 MiB that are sent meanwhile, and before
+SPARE = 64 * 2**20  # bytes by which the memory may grow
+BODIES = 24  # of 4 MiB, sent before the first measurement and again before the second
 
 
 def jobs(genome: Path) -> list[Job]:
-    """Requests of all kinds, with the answers of the functions that the commands call."""
+    """Requests of all kinds, with the results of the functions that the commands call."""
     draw = random.Random(1)  # noqa: S311 - not for cryptography
     model = load("nano").eval()
     layer = default_layer(model.config)
@@ -84,7 +84,7 @@ def jobs(genome: Path) -> list[Job]:
 
 @contextmanager
 def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, once it is ready."""
+    """Run the command, and wait until it is ready."""
     words = ["--port", str(port), "--max-bases", "600", "--batch-size", "4", "--queue", "8"]
     with (
         log.open("ab") as file,
@@ -102,7 +102,7 @@ def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[byt
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path: Path) -> None:
+def test_under_load_all_responses_are_right_and_nothing_leaks(genome: Path, tmp_path: Path) -> None:
     work = jobs(genome)
     log = tmp_path / "log"
     port = free_port()
@@ -121,7 +121,7 @@ def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path:
             loaded.stop()
             counts = wait_until_idle(f"http://127.0.0.1:{port}")
             assert metric(counts, "rows_growing") == 0
-            # Some of those who hung up had been accepted.
+            # Some requests of disconnecting clients had been accepted.
             assert metric(counts, 'jobs_total{how="abandoned"}') > 0
             assert resident(process.pid) < before + SPARE
             process.send_signal(signal.SIGTERM)

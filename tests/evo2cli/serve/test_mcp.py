@@ -1,4 +1,4 @@
-"""Tools for agents, asked by the SDK's own client over both transports."""
+"""Tools for agents, called by the SDK's client over both transports."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from evo2cli.serve.engine import Engine
 from evo2cli.serve.mcp import Tools
 from evo2cli.serve.options import ServeOptions
 from stripedhyena2.layers import default_layer, part_names
-from tests.evo2cli.serve.conftest import Serving, serving
+from tests.evo2cli.serve.conftest import Serving, names_no_other_option, serving
 from tests.evo2cli.serve.test_guard import TEXTS, VALUES
 from tests.ranks import wait_until
 
@@ -61,7 +61,7 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files that tools may read, beside one that they may not."""
+    """A folder of files that tools may read, beside files that they may not."""
     beside = tmp_path_factory.mktemp("files")
     (beside / "secret.fa").write_text(">secret\nACGT\n")
     (beside / "root-secret").mkdir()
@@ -94,7 +94,7 @@ def over_http(server: Serving) -> Client:
 
 
 def ask(client: Client, *calls: tuple[str, dict[str, Any]]) -> list[types.CallToolResult]:
-    """The results of calls, one after the other over one connection."""
+    """The results of calls, made one after the other over one connection."""
 
     async def run() -> list[types.CallToolResult]:
         async with client:
@@ -104,7 +104,7 @@ def ask(client: Client, *calls: tuple[str, dict[str, Any]]) -> list[types.CallTo
 
 
 def answer(server: Serving, tool: str, **arguments: Any) -> Any:
-    """What a tool answers; the text is the same as JSON."""
+    """The result of a tool, which is the same as text and as JSON."""
     [found] = ask(over_http(server), (tool, arguments))
     assert not found.is_error, found.content
     [content] = found.content
@@ -114,17 +114,18 @@ def answer(server: Serving, tool: str, **arguments: Any) -> Any:
 
 
 def problem(server: Serving, tool: str, **arguments: Any) -> str:
-    """The one line of an error of a tool."""
+    """The error of a tool, in one line."""
     [found] = ask(over_http(server), (tool, arguments))
     assert found.is_error
     assert found.structured_content is None
     [content] = found.content
     assert isinstance(content, types.TextContent)
     assert content.text.count("\n") == 0
+    assert names_no_other_option(content.text)
     return content.text
 
 
-def test_tools_have_the_names_that_exist(server: Serving) -> None:
+def test_tools_have_the_names_of_evo2_mcp(server: Serving) -> None:
     async def run() -> types.ListToolsResult:
         async with over_http(server) as client:
             return await client.list_tools()
@@ -136,7 +137,7 @@ def test_tools_have_the_names_that_exist(server: Serving) -> None:
         assert tool.input_schema["type"] == "object"
         assert tool.annotations is not None
         assert tool.annotations.read_only_hint
-    # By these names agents ask elsewhere, too.
+    # Agents know these names from evo2-mcp.
     arguments = {tool.name: set(tool.input_schema["properties"]) for tool in found}
     assert arguments["score_sequence"] >= {"sequence", "checkpoint", "reduce_method"}
     assert arguments["score_snp"] >= {"sequence", "alternative_allele", "reduce_method"}
@@ -221,7 +222,7 @@ def test_embeddings_are_those_of_the_command(server: Serving) -> None:
         assert torch.equal(torch.tensor(found["embedding"]), vector["blocks.2.mlp.down"][0])
 
 
-def test_every_layer_that_is_named_can_be_read(server: Serving) -> None:
+def test_every_listed_layer_can_be_embedded(server: Serving) -> None:
     config = server.model.config
     assert answer(server, "get_embedding_layers")["layers"] == [default_layer(config)]
     every = answer(server, "get_embedding_layers", which="all")["layers"]
@@ -240,7 +241,7 @@ def test_samples_are_those_of_the_command(server: Serving) -> None:
     assert answer(server, "generate_sequence", **asked, seed=random["seed"]) == random
 
 
-def test_the_checkpoint_is_the_one_that_is_served(server: Serving) -> None:
+def test_the_only_checkpoint_is_the_served_one(server: Serving) -> None:
     [only] = answer(server, "list_available_checkpoints")["result"]
     assert only["name"] == "nano"
     assert "600" in only["description"]
@@ -290,7 +291,7 @@ def test_without_a_root_no_file_is_read(genome: Path, root: Path) -> None:
         Tools(Engine(ServeOptions()), "nano", root / "some.fa")
 
 
-def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_tools(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "ACGT" * 200
     assert "--max-bases" in problem(server, "score_sequence", sequence=long)
     assert "--max-bases" in problem(server, "generate_sequence", prompt="A", n_tokens=700)
@@ -309,7 +310,7 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("score_sequence", {}, "give one of sequence, fasta"),
         ("score_sequence", {"sequence": "ACGT", "fasta": "some.fa"}, "give one of"),
-        ("score_sequence", {"sequence": "ACXT"}, "X"),
+        ("score_sequence", {"sequence": "ACXT"}, "sequence: 'X' at position 3"),
         ("score_sequence", {"sequence": ""}, "is empty"),
         ("score_sequence", {"sequence": "ACGT", "reduce": "sum"}, "reduce: Extra inputs"),
         ("score_sequence", {"sequence": "ACGT", "reduce_method": "max"}, "'mean' or 'sum'"),
@@ -319,7 +320,7 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
         ("score_snp", {"sequence": "ACG"}, "must be A, C, G or T"),
         ("score_snp", {"sequence": "ACG", "alternative_allele": "T", "window": 9}, "only with"),
         ("score_snp", {"variant": "chr1-4-G-C", "alternative_allele": "C"}, "only with sequence"),
-        ("score_snp", {"variant": "what"}, "what"),
+        ("score_snp", {"variant": "what"}, "variant: what: not a variant"),
         ("score_snp", {"vcf": "bad.vcf"}, "bad.vcf"),
         ("score_sequence", {"fasta": "bad.fa"}, "bad.fa: is not FASTA"),
         ("embed_sequence", {"sequence": "ACGT", "layer_name": "blocks.99"}, "no such layer"),
@@ -331,7 +332,7 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
     ],
     ids=str,
 )
-def test_what_cannot_be_answered_is_said_in_one_line(
+def test_an_invalid_call_is_refused_in_one_line(
     server: Serving, root: Path, tool: str, arguments: dict[str, Any], told: str
 ) -> None:
     found = problem(server, tool, **arguments)
@@ -339,7 +340,7 @@ def test_what_cannot_be_answered_is_said_in_one_line(
     assert str(root) not in found
 
 
-def test_a_defect_is_no_secret_of_the_log(
+def test_a_bug_is_logged_without_text_of_the_client(
     server: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: object, **__: object) -> Iterator[object]:
@@ -358,7 +359,7 @@ def test_a_defect_is_no_secret_of_the_log(
 
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
-    """A call of a tool with some of its arguments, a message of another kind, or none at all."""
+    """A call of a tool with some of its arguments, another message, or something invalid."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=50))
     name = draw(st.sampled_from([*NAMES, *NAMES, "", "x"]))
@@ -384,7 +385,7 @@ def messages(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=80)
 @given(messages(), st.sampled_from([None, "2025-06-18", "2026-07-28", "x"]))
-def test_whatever_is_sent_is_answered(server: Serving, message: bytes, version: str | None) -> None:
+def test_any_request_gets_a_response(server: Serving, message: bytes, version: str | None) -> None:
     headers = HEADERS | {"Content-Type": "application/json"}
     if version is not None:
         headers["MCP-Protocol-Version"] = version
@@ -397,18 +398,18 @@ def test_whatever_is_sent_is_answered(server: Serving, message: bytes, version: 
             for content in json.loads(text).get("result", {}).get("content", []):
                 assert "\n" not in content["text"]
     assert server.engine.num_jobs == 0
-    assert server.engine.num_growing == 0
+    assert server.engine.num_running == 0
 
 
 def test_only_post_is_answered(server: Serving) -> None:
-    """No stream is left open that nothing is ever sent on."""
+    """GET would open a stream on which nothing is ever sent."""
     for method in ("GET", "DELETE"):
         assert server.client.request(method, "/mcp", headers=HEADERS).status_code == 405
     simple = HEADERS | {"Content-Type": "text/plain"}
     assert server.client.post("/mcp", content="{}", headers=simple).status_code == 400
 
 
-def test_a_key_is_needed_and_a_body_has_a_limit(tmp_path: Path) -> None:
+def test_tools_need_a_key_and_limit_the_size_of_requests(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("first-key\n")
     with serving(api_key_file=keys, max_body=1) as server:
@@ -431,7 +432,7 @@ def test_a_key_is_needed_and_a_body_has_a_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["2025-06-18", "2026-07-28"])
-def test_who_hangs_up_frees_the_row(server: Serving, version: str) -> None:
+def test_disconnecting_frees_the_row(server: Serving, version: str) -> None:
     arguments = {"prompt": "A", "n_tokens": 590}
     client = {"name": "test", "version": "1"}
     meta = {
@@ -459,13 +460,13 @@ def test_who_hangs_up_frees_the_row(server: Serving, version: str) -> None:
     before = dict(server.engine.counts.ended)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head + b"\r\n" + request.content)
-        wait_until(lambda: server.engine.num_growing == 1)
+        wait_until(lambda: server.engine.num_running == 1)
     wait_until(lambda: server.engine.num_jobs == 0)
-    assert server.engine.num_growing == 0
+    assert server.engine.num_running == 0
     assert server.engine.counts.ended == before | {"abandoned": before["abandoned"] + 1}
 
 
-def test_together_is_alone(server: Serving) -> None:
+def test_concurrent_requests_have_the_responses_of_sequential_ones(server: Serving) -> None:
     alone = [ask(over_http(server), call)[0].structured_content for call in CALLS]
     with ThreadPoolExecutor(len(CALLS)) as pool:
         found = pool.map(lambda call: ask(over_http(server), call)[0].structured_content, CALLS)
@@ -499,7 +500,7 @@ def test_a_call_waits_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*words: str) -> StdioServerParameters:
-    """The command, as an agent starts it."""
+    """The command as an agent starts it."""
     paths = os.pathsep.join(str(ROOT / shelf) for shelf in (".", "models", "kernels"))
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
     return StdioServerParameters(
@@ -532,7 +533,7 @@ def test_stdio_gives_what_http_gives(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_stdio_after_what_was_accepted(number: signal.Signals) -> None:
+def test_a_signal_ends_stdio_after_accepted_calls(number: signal.Signals) -> None:
     """stdout has answers and nothing else."""
     started = command("--grace", "50")
     client = {"protocolVersion": "2025-06-18", "capabilities": {}}
@@ -567,13 +568,13 @@ def test_a_signal_ends_stdio_after_what_was_accepted(number: signal.Signals) -> 
         try:
             send("initialize", client, 0)
             send("notifications/initialized", {})
-            send("tools/call", short, 1)  # is answered once the model is loaded
+            send("tools/call", short, 1)  # answered after the model is loaded
             while 1 not in answers:
                 read(process.stdout.readline())
-            process.stdin.write("what is no message\n")
+            process.stdin.write("not a message\n")
             for index in range(2, 7):
                 send("tools/call", long, index)
-            send("tools/call", short, 7)  # is answered once those before it were accepted
+            send("tools/call", short, 7)  # answered after the previous ones are accepted
             while 7 not in answers:
                 read(process.stdout.readline())
             process.send_signal(number)
@@ -588,7 +589,7 @@ def test_a_signal_ends_stdio_after_what_was_accepted(number: signal.Signals) -> 
     assert all(text == texts[0] and text["n_tokens"] == 100 for text in texts)
 
 
-def test_stdio_has_no_address(command_line: CommandLine) -> None:
+def test_stdio_refuses_options_of_the_address(command_line: CommandLine) -> None:
     code, printed, said = command_line("serve", "--mcp", "--port", "8001", "--host", "::1")
     assert (code, printed) == (2, "")
     assert said.startswith("evo2: --mcp answers over stdin and stdout, not at an address; drop --")

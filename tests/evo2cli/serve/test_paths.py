@@ -1,4 +1,4 @@
-"""Every path gives what the command or the Python function gives, whichever dialect asks."""
+"""Every path of every API gives what the command or the Python function gives."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from evo2cli.score import score_sequences, score_variants
 from evo2cli.serve import reading
 from evo2cli.track.options import Value
 from evo2cli.track.run import Section, section_values
-from tests.evo2cli.serve.conftest import GENOME, Serving
+from tests.evo2cli.serve.conftest import GENOME, Serving, names_no_other_option
 
 PROMPT = "ACGTTGCAGGCTTAACGGAT"
 VARIANTS = ["chr1-40-G-C", "chr1:5:T>TAA", "1-90-A-T,C", "chr1-7-A-C", "chr2-1-A-C"]
@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_command(server: Serving, strand: str) -> None:
 
 
 @pytest.mark.parametrize("strand", ["fwd", "rc"])
-def test_scores_by_base_are_the_models(server: Serving, strand: Any) -> None:
+def test_scores_by_base_are_those_of_the_model(server: Serving, strand: Any) -> None:
     (found,) = server.post("/v1/score", sequences=[PROMPT], strand=strand, per_base=True)["scores"]
     (logprobs_L,) = server.model.score([PROMPT], reduce="none", strand=strand)
     assert found["logprobs"] == [round(value, 6) for value in logprobs_L.tolist()]
@@ -74,8 +74,8 @@ def test_saturation_is_that_of_the_command(server: Serving, genome: Path) -> Non
     assert len(found) == 12
 
 
-def test_a_sequence_is_a_genome_of_its_own(server: Serving) -> None:
-    """Saturation of a sequence that is the whole genome is that of the genome."""
+def test_a_sequence_is_treated_as_a_genome(server: Serving) -> None:
+    """Saturation of a sequence compares it with its mutants."""
     whole = server.post("/v1/saturate", sequence=GENOME[:20].decode(), window=64)["variants"]
     assert {row["chrom"] for row in whole} == {"sequence"}
     assert len(whole) == 3 * 20
@@ -108,14 +108,14 @@ def test_tracks_are_those_of_the_command(server: Serving, value: Value) -> None:
 def test_a_reverse_track_is_the_track_of_the_reverse_complement(
     server: Serving, value: Value, end: int
 ) -> None:
-    """Each base, given those to its right; the last of a contig has no value."""
+    """Each base given those to its right; the last base of a contig has no value."""
     found = server.post(
         "/v1/track", region=f"chr1:201-{end}", value=value.value, strand="rc", window=40
     )
-    turned = reverse_complement(GENOME[200 : end + 40])
-    cut = len(turned) - (end - 200)
+    reverse = reverse_complement(GENOME[200 : end + 40])
+    cut = len(reverse) - (end - 200)
     ((_, values),) = section_values(
-        server.model, value, Section("x", 0, turned[:cut], turned[cut:])
+        server.model, value, Section("x", 0, reverse[:cut], reverse[cut:])
     )
     assert found["start"] == 200
     assert found["values"] == [round(v, 6) + 0.0 for v in values[::-1]]
@@ -147,7 +147,7 @@ def test_constrained_sequences_are_those_of_the_command(server: Serving, tmp_pat
         assert not re.search("GCC|GAATTC|(.)\\1\\1\\1", row["sequence"])
 
 
-def test_a_stream_of_generation_is_the_whole_in_bases(server: Serving) -> None:
+def test_a_stream_of_generation_has_the_bases_of_the_whole(server: Serving) -> None:
     asked = {"prompt": PROMPT, "tokens": 30, "num_samples": 2, "seed": 1, "stop_codon": "prompt"}
     whole = server.post("/v1/generate", **asked)["sequences"]
     answer = server.client.post("/v1/generate", json={**asked, "stream": True})
@@ -202,8 +202,8 @@ def test_nim_generates_what_the_command_generates(server: Serving, prefix: str) 
     assert isinstance(found["elapsed_ms"], int)
 
 
-def test_nim_says_nothing_that_was_not_asked(server: Serving) -> None:
-    """Null stands for the default, and 0 and 1 both switch top_p off."""
+def test_nim_returns_only_what_is_enabled(server: Serving) -> None:
+    """Null means the default, and both 0 and 1 disable top_p."""
     asked = {"sequence": PROMPT, "random_seed": 1}
     found = server.post("/biology/arc/evo2/generate", **asked)
     assert len(found["sequence"]) == 100
@@ -214,7 +214,7 @@ def test_nim_says_nothing_that_was_not_asked(server: Serving) -> None:
         assert again["sequence"] == found["sequence"][:10]
 
 
-def test_nim_gives_layers_by_both_vocabularies(server: Serving) -> None:
+def test_nim_gives_layers_by_the_names_of_both_versions(server: Serving) -> None:
     names = {
         "decoder.layers.1": ["blocks.1"],
         "decoder.layers.3.self_attention": ["blocks.3.mixer"],
@@ -272,7 +272,7 @@ def test_openai_generates_what_the_command_generates(
         assert all(len(top) == 2 for top in choice.logprobs.top_logprobs or [])
 
 
-def test_a_stream_is_the_same_text_in_pieces(client: openai.OpenAI) -> None:
+def test_a_stream_of_completions_has_the_text_of_the_whole(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "evo2",
         "prompt": [PROMPT, "AC"],
@@ -319,7 +319,9 @@ def test_echo_with_logprobs_scores(server: Serving, client: openai.OpenAI) -> No
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_embeddings_are_the_models(server: Serving, client: openai.OpenAI, encoding: Any) -> None:
+def test_embeddings_are_those_of_the_model(
+    server: Serving, client: openai.OpenAI, encoding: Any
+) -> None:
     texts = [PROMPT, "GATTACA"]
     found = client.embeddings.create(model="nano", input=texts, encoding_format=encoding)
     (vectors_ND,) = server.model.embed(texts).values()
@@ -330,7 +332,7 @@ def test_embeddings_are_the_models(server: Serving, client: openai.OpenAI, encod
         assert got == vector.tolist()
 
 
-def test_tokens_are_letters(client: openai.OpenAI) -> None:
+def test_token_ids_are_ascii_codes(client: openai.OpenAI) -> None:
     as_text = client.embeddings.create(model="nano", input="GATTACA")
     as_tokens = client.embeddings.create(model="nano", input=list(b"GATTACA"))
     assert as_text.data == as_tokens.data
@@ -339,29 +341,70 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/v1/score", {"sequences": ["ACGX"]}, "'X' at position 4"),
-        ("/v1/score", {"sequences": [""]}, "sequence 0: is empty"),
+        ("/v1/score", {"sequences": ["A", "ACGX"]}, r"^sequences\[1\]: 'X' at position 4"),
+        ("/v1/score", {"sequences": [""]}, r"^sequences\[0\]: is empty"),
+        ("/v1/score", {"sequences": ["A|D__X|"]}, r"^sequences\[0\]: .* put it all first"),
+        ("/v1/score", {"sequences": ["|ACGT|A"]}, r"^sequences\[0\]: \|ACGT\|: not a lineage"),
         ("/v1/score", {"sequences": ["A" * 601]}, "601 bases .* more than the 600"),
         ("/v1/score", {"sequences": ["A"] * 1025}, "1,025 sequences at once"),
         ("/v1/score", {"sequences": ["ACG"], "per_base": True, "strand": "both"}, "one strand"),
-        ("/v1/variants", {"variants": ["rs123"]}, "rs123: is an rs number of dbSNP"),
+        (
+            "/v1/variants",
+            {"variants": ["rs123"]},
+            r"^variants\[0\]: rs123: is an rs number",
+        ),
         ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 601}, "window: 601 bases"),
-        ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 1}, "must be at least 2"),
-        ("/v1/variants", {"variants": ["chr1\t1\t.\tA\tC"]}, "variant 0: 5 columns"),
-        ("/v1/variants", {"variants": ["\t\t"]}, "neither a file nor a variant"),
-        ("/v1/saturate", {"region": "chr9:1-3"}, "no contig chr9"),
+        (
+            "/v1/variants",
+            {"variants": ["chr1-1-A-C"], "window": 1},
+            "^body.window: .* equal to 2",
+        ),
+        ("/v1/variants", {"variants": ["chr1\t1\t.\tA\tC"]}, r"^variants\[0\]: 5 columns"),
+        ("/v1/variants", {"variants": ["\t\t"]}, r"^variants\[0\]: .*not a variant"),
+        (
+            "/v1/variants",
+            {"variants": ["chr1-1-C-A"], "on_ref_mismatch": "error"},
+            "^chr1:1 C>A: .*; is it the right build\\? on_ref_mismatch skip leaves",
+        ),
+        ("/v1/saturate", {"region": "chr9:1-3"}, "^region: chr9:1-3: .*no contig chr9"),
         ("/v1/saturate", {"region": "chr1:1-3", "sequence": "ACG"}, "either a region or"),
         ("/v1/track", {}, "either a region or"),
-        ("/v1/genes", {"region": "chr1:0-3"}, "needs 1 <= from"),
-        ("/v1/generate", {"prompt": "A", "tokens": 600}, "601 bases"),
+        ("/v1/genes", {"region": "chr1:0-3"}, "^region: chr1:0-3: needs 1 <= from"),
+        ("/v1/generate", {"prompt": "A", "tokens": 600}, "^prompt: 601 bases"),
+        ("/v1/generate", {"prompt": "AX"}, "^prompt: 'X' at position 2"),
+        (
+            "/v1/generate",
+            {"prompt": "A", "tokens": 3, "min_length": 5},
+            "^min_length 5 is more than",
+        ),
+        (
+            "/v1/generate",
+            {"prompt": "A", "seed": 2**63},
+            "^seed 9223372036854775808: must be",
+        ),
+        ("/v1/generate", {"prompt": "A", "top_k": 2**63}, "^top_k 9223372036854775808: must"),
         ("/v1/generate", {"prompt": "A", "num_samples": 257}, "257 sequences at once"),
         ("/v1/generate", {"prompt": "A", "forbid": ["A|C|G|T"]}, "no sequence of 1 to 100 bases"),
         ("/v1/generate", {"prompt": "A", "forbid": ["(" * 21]}, "more than 20 deep"),
         ("/v1/generate", {"prompt": "A", "forbid": ["A" * 1001]}, "at most 1000 characters"),
         ("/v1/generate", {"prompt": "A", "fix": ["A"] * 101}, "at most 100 items"),
-        ("/v1/generate", {"prompt": "A", "fix": ["x"]}, "--fix x: must be a position"),
-        ("/v1/generate", {"prompt": "A", "gc_window": 5}, "--gc-window needs --gc"),
-        ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 600}, "601 bases"),
+        ("/v1/generate", {"prompt": "A", "fix": ["x"]}, "^fix x: must be a position"),
+        (
+            "/v1/generate",
+            {"prompt": "A", "fix": ["1:A", "1:C"]},
+            "another fix has a different",
+        ),
+        ("/v1/generate", {"prompt": "A", "tokens": 2, "fix": ["3:A"]}, "ends at 3, after tokens 2"),
+        ("/v1/generate", {"prompt": "A", "gc_window": 5}, "^gc_window needs gc"),
+        ("/v1/generate", {"prompt": "A", "gc": "x"}, "^gc x: must be two fractions"),
+        ("/v1/generate", {"prompt": "A", "stop_motif": ["("]}, "^stop_motif \\(: "),
+        ("/v1/generate", {"prompt": "A", "forbid": ["NNNN"], "stop_codon": "prompt"}, "forbid"),
+        (
+            "/biology/arc/evo2/generate",
+            {"sequence": "A", "num_tokens": 600},
+            "^sequence: 601",
+        ),
+        ("/biology/arc/evo2/generate", {"sequence": "X"}, "^sequence: 'X' at position 1"),
         ("/biology/arc/evo2/generate", {"sequence": "A", "temperature": -1}, "temperature = -1.0"),
         ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 0}, "body.num_tokens"),
         (
@@ -375,7 +418,13 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
             "101 layers at once",
         ),
         ("/v1/completions", {"model": "nano", "prompt": "A", "stop": "T"}, "stop: not supported"),
-        ("/v1/completions", {"model": "nano", "prompt": [-1]}, "ASCII codes"),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": [-1]},
+            "^prompt: tokens are the ASCII",
+        ),
+        ("/v1/completions", {"model": "nano", "prompt": ["A", "X"]}, r"^prompt\[1\]: 'X' at"),
+        ("/v1/embeddings", {"model": "nano", "input": [[65], [128]]}, r"^input\[1\]: tokens are"),
         ("/v1/completions", {"model": "nano", "prompt": ["A"] * 300}, "300 sequences at once"),
         (
             "/v1/completions",
@@ -383,14 +432,14 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
             "1,099,511,627,776 choices at once",
         ),
         ("/v1/variants", {"variants": ["1-3-G-" + "A,C," * 6000 + "T"]}, "12,001 alleles at once"),
-        ("/v1/variants", {"variants": ["x" * 10_000]}, r"^x{500}\.\.\.$"),
+        ("/v1/variants", {"variants": ["x" * 10_000]}, r"^variants\[0\]: x{487}\.\.\.$"),
         ("/v1/score", {"sequences": ["ACGT"], "strands": "rc"}, "strands"),
         ("/v1/saturate", {"sequence": "ACGT", "windwo": 64}, "windwo"),
         ("/v1/generate", {"prompt": "ACGT", "sead": 1}, "sead"),
         ("/v1/embeddings", {"model": "nano", "input": "A", "dimensions": 8}, "dimensions"),
     ],
 )
-def test_what_cannot_be_answered_is_said_in_a_line(
+def test_an_invalid_request_is_refused_in_one_line_that_names_the_field(
     server: Serving, path: str, body: dict[str, Any], message: str
 ) -> None:
     answer = server.client.post(path, json=body)
@@ -398,6 +447,7 @@ def test_what_cannot_be_answered_is_said_in_a_line(
     said = answer.json()["error"]["message"]
     assert "\n" not in said
     assert re.search(message, said), said
+    assert names_no_other_option(said)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +489,7 @@ def test_another_model_is_not_served(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["nano"]
 
 
-def test_the_server_tells_of_itself(server: Serving) -> None:
+def test_metadata_metrics_and_docs(server: Serving) -> None:
     assert server.client.get("/v1/health/live").status_code == 200
     assert server.client.get("/v1/health/ready").json() == {"status": "ready"}
     found = server.client.get("/v1/metadata").json()

@@ -1,4 +1,4 @@
-"""The command itself: how it starts, and how it ends."""
+"""The command: how it starts and ends."""
 
 import signal
 import socket
@@ -18,7 +18,9 @@ CommandLine = Callable[..., tuple[int, str, str]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_the_server_after_accepted_requests(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     served = World(1, tmp_path, "log", ["serve", "--port", str(port), "--max-bases", "160"])
@@ -45,7 +47,7 @@ def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals, tmp_pa
     assert "Traceback" not in log
 
 
-def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(
+def test_an_address_in_use_is_refused_before_the_model_is_loaded(
     command_line: CommandLine,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -55,20 +57,20 @@ def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(
     assert said.startswith(f"evo2: --host 127.0.0.1 --port {port}: Address already in use")
 
 
-def test_a_model_that_cannot_be_opened_ends_it(command_line: CommandLine) -> None:
+def test_a_model_that_cannot_be_opened_ends_the_server(command_line: CommandLine) -> None:
     code, _, said = command_line("serve", "--port", "8001", "--model", "missing")
     assert code == 2
     assert said.count("\n") == 1
     assert "missing" in said
 
 
-def test_keys_that_cannot_be_read_end_it(command_line: CommandLine, tmp_path: Path) -> None:
+def test_an_unreadable_key_file_ends_the_server(command_line: CommandLine, tmp_path: Path) -> None:
     code, _, said = command_line("serve", "--api-key-file", str(tmp_path / "keys"))
     assert code == 2
     assert "keys" in said
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_without_the_extra_the_error_says_what_to_install(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -77,6 +79,6 @@ def test_without_the_extra_it_says_what_to_install(
     assert said == "evo2: evo2 serve needs uvicorn: pip install 'evo2cli[serve]'\n"
 
 
-def test_an_open_address_without_keys_is_warned_of(command_line: CommandLine) -> None:
+def test_an_open_address_without_keys_causes_a_warning(command_line: CommandLine) -> None:
     _, _, said = command_line("serve", "--host", "0.0.0.0", "--port", "8001", "--model", "missing")  # noqa: S104
-    assert "warning: --host 0.0.0.0: everyone who reaches it may ask; see --api-key-file" in said
+    assert "warning: --host 0.0.0.0: anyone who reaches it can use it; see --api-key-file" in said

@@ -1,4 +1,4 @@
-"""`evo2 track`: a value for each base; log-probabilities add up to the score."""
+"""`evo2 track`: a value per base; log-probabilities add up to the score."""
 
 import gzip
 import json
@@ -54,8 +54,8 @@ def test_log_probabilities_sum_up_to_the_score(source: Path, checkpoint: str) ->
     table = source.with_name("scores.jsonl")
     score(ScoreOptions(inputs=(source,), model=checkpoint, output=table, device="cpu"))
     found = lines(run(source, checkpoint, "logprob"))
-    places = [(name, start) for name, start, _ in found]
-    assert places == [("a", i) for i in range(1, 400)] + [("b", i) for i in range(1, 90)]
+    positions = [(name, start) for name, start, _ in found]
+    assert positions == [("a", i) for i in range(1, 400)] + [("b", i) for i in range(1, 90)]
     for row in map(json.loads, table.read_text().splitlines()):
         if row["sum_logprob"] is not None:
             total = sum(value for name, _, value in found if name == row["name"])
@@ -88,14 +88,14 @@ def test_entropy_lies_between_0_and_2_bits(source: Path, checkpoint: str) -> Non
     assert len(values) == 399 + 89
 
 
-def test_a_region_is_read_after_what_is_before_it(source: Path, checkpoint: str) -> None:
+def test_a_region_is_read_after_the_bases_before_it(source: Path, checkpoint: str) -> None:
     """With the whole left side as lead, the region has the values of the whole record."""
     whole = {(n, s): v for n, s, v in lines(run(source, checkpoint, "logprob"))}
     regions = ("b:11-20", "a:101-150", "a:141-160", "a:1-3")
     found = lines(run(source, checkpoint, "logprob", regions=regions, window=400))
     assert [entry[:2] for entry in found] == [
-        *(("a", place) for place in (1, 2, *range(100, 160))),
-        *(("b", place) for place in range(10, 20)),
+        *(("a", position) for position in (1, 2, *range(100, 160))),
+        *(("b", position) for position in range(10, 20)),
     ]
     for name, start, value in found:
         assert value == pytest.approx(whole[name, start], abs=2e-4)
@@ -134,16 +134,14 @@ def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5_000, 20_000])
-def test_a_bigwig_that_does_not_fit_is_an_error_wherever_it_is_cut(
-    tmp_path: Path, cut: int
-) -> None:
+def test_a_bigwig_on_a_full_disk_is_an_error_wherever_it_is_cut(tmp_path: Path, cut: int) -> None:
     pytest.importorskip("pyBigWig", reason="pyBigWig, of the extra bigwig, is not here")
     values = torch.rand(9_000, generator=torch.Generator().manual_seed(0)).tolist()
     path = tmp_path / "x.bw"
 
     def write() -> None:
-        with open_bigwig(path, {"a": 10_000}) as put:
-            put("a", 7, values)
+        with open_bigwig(path, {"a": 10_000}) as write_values:
+            write_values("a", 7, values)
 
     write()
     size, before = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -167,7 +165,7 @@ def test_a_bigwig_that_does_not_fit_is_an_error_wherever_it_is_cut(
         ({"regions": ("b:91-95",)}, "--regions b:91-95: reaches beyond base 90, where b ends"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_options_are_refused_in_one_line(
     source: Path, checkpoint: str, changes: dict, message: str
 ) -> None:
     words = {"source": source, "track": "logprob"} | changes
@@ -176,7 +174,7 @@ def test_what_cannot_be_is_one_line(
     assert message in str(error.value)
 
 
-def test_without_pybigwig_there_is_one_clear_line(
+def test_without_pybigwig_the_error_says_how_to_install_it(
     source: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyBigWig", None)
@@ -192,7 +190,7 @@ def test_a_bed_file_without_a_base_is_refused(source: Path, lines: str) -> None:
         write_track(TrackOptions(source=source, bed=bed))
 
 
-def test_records_of_one_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
+def test_records_with_the_same_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
     twice = tmp_path / "twice.fa"
     twice.write_text(">a\nACGT\n>a\nACGT\n")
     with pytest.raises(UserError, match="records share a name"):

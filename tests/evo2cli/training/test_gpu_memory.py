@@ -1,11 +1,13 @@
 """Memory of a GPU that trains."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from evo2cli.models import ALLOCATOR, pick_device
 from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.metrics import MetricsLogger
 from evo2cli.training.ranks import Ranks
@@ -14,19 +16,23 @@ from tests.evo2cli.training.test_loop import make_recipe
 
 
 @pytest.mark.parametrize("own", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_memory_grows_in_place_unless_the_user_says_otherwise(
-    own: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("pick", "settings"),
+    [(training_device, "expandable_segments:True"), (pick_device, ALLOCATOR)],
+)
+def test_the_allocator_is_configured_unless_the_user_has(
+    pick: Callable[[str], torch.device], settings: str, own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
     for name in names:
         monkeypatch.setenv(name, "")  # restored at the end
         monkeypatch.delenv(name)
-    assert training_device("cpu") == torch.device("cpu")
+    assert pick("cpu") == torch.device("cpu")
     found = os.environ
-    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert found["PYTORCH_ALLOC_CONF"] == settings
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setenv(own, "max_split_size_mb:512")
-    training_device("cpu")
+    pick("cpu")
     assert [found.get(name) for name in names if name in found] == ["max_split_size_mb:512"]
 
 

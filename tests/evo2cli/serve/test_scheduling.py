@@ -1,4 +1,4 @@
-"""How the engine shares its time, counted in steps on a clock that only work moves."""
+"""How the engine shares its time, by a fake clock that only work advances."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ import torch
 
 from evo2cli.serve import engine as engines
 from evo2cli.serve.answers import collect
-from evo2cli.serve.engine import JOINING_SECONDS, Engine, Generation, Job, Task
+from evo2cli.serve.engine import ADMISSION_SECONDS, Engine, Generation, Job, Task
 from evo2cli.serve.refusal import Refusal
 from stripedhyena2 import Request, Sample, Sampler, Uniforms
 from stripedhyena2.dna import ACGT
@@ -31,7 +31,7 @@ def generation(engine: Engine, *requests: Request) -> Generation:
 
 
 def answers(engine: Engine, jobs: Callable[[], list[Job]]) -> list[Any]:
-    """The results of jobs, or why they have none; all wait when the engine begins with them."""
+    """The results or errors of jobs, all of which are queued before the engine begins with them."""
     is_held, may_begin = threading.Event(), threading.Event()
 
     def hold(_: object) -> Iterator[None]:
@@ -43,7 +43,7 @@ def answers(engine: Engine, jobs: Callable[[], list[Job]]) -> list[Any]:
         holding = asyncio.create_task(collect(engine, Task(hold, engine.deadline())))
         await asyncio.to_thread(is_held.wait)
         asked = [asyncio.create_task(collect(engine, job)) for job in jobs()]
-        await asyncio.sleep(0)  # until each has begun, and so is submitted
+        await asyncio.sleep(0)  # lets each begin, and so be submitted
         may_begin.set()
         await holding
         return await asyncio.gather(*asked, return_exceptions=True)
@@ -53,7 +53,7 @@ def answers(engine: Engine, jobs: Callable[[], list[Job]]) -> list[Any]:
 
 @dataclass
 class Watch:
-    """A clock, and what the engine has done: a letter for each prompt, step and piece of work."""
+    """A fake clock, and a log: a letter for each prefill, decoding step and step of other work."""
 
     now: float = 0.0
     done: str = ""
@@ -77,59 +77,59 @@ class Watch:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    """Of an engine: a prompt takes 30 ms, a step 10, a piece of work 200."""
-    found = Watch(seconds={"p": 0.03, "s": 0.01, "w": 0.2})
+    """A prefill takes 30 ms, a decoding step 10 and a step of other work 200."""
+    clock = Watch(seconds={"p": 0.03, "s": 0.01, "w": 0.2})
     rows = engines.Rows
     add, step = rows.add, rows.step
 
     def watched_add(*given: Any, **options: Any) -> Sample:
-        found.note("p")
+        clock.note("p")
         return add(*given, **options)
 
     def watched_step(of: engines.Rows) -> list[Sample]:
-        found.note("s")
+        clock.note("s")
         return step(of)
 
     monkeypatch.setattr(rows, "add", watched_add)
     monkeypatch.setattr(rows, "step", watched_step)
-    monkeypatch.setattr(engines, "time", found)
-    return found
+    monkeypatch.setattr(engines, "time", clock)
+    return clock
 
 
-def test_many_prompts_at_once_do_not_starve_a_sequence_that_grows(
+def test_many_prompts_at_once_do_not_starve_a_running_sequence(
     server: Serving, watch: Watch
 ) -> None:
-    """The others are of one token, so that they need no row, and one is always free."""
+    """The others have one token each, so they need no row, and a row is always free."""
     engine = server.engine
-    grown, *others = answers(
+    running, *others = answers(
         engine,
         lambda: [
             generation(engine, request(60)),
             *(generation(engine, *(request(1, i) for i in range(10))) for _ in range(4)),
         ],
     )
-    assert [len(each) for each in (grown, *others)] == [1, 10, 10, 10, 10]
-    ((_, sample),) = grown
+    assert [len(each) for each in (running, *others)] == [1, 10, 10, 10, 10]
+    ((_, sample),) = running
     assert len(sample.ids) == 60
     assert watch.done.count("p") == 41
-    # A token in each step: it never waits for more than the time of a few prompts.
+    # A token in each step: it never waits for more than a few prefills.
     assert watch.done.count("s") == 59
     waits = watch.done.split("s")
-    most = 1 + int(JOINING_SECONDS / watch.seconds["p"])
+    most = 1 + int(ADMISSION_SECONDS / watch.seconds["p"])
     assert max(map(len, waits)) == most
     assert waits[: 41 // most] == ["p" * most] * (41 // most)
 
 
-def test_rows_that_are_free_are_filled_before_the_first_step(server: Serving, watch: Watch) -> None:
+def test_free_rows_are_filled_before_the_first_step(server: Serving, watch: Watch) -> None:
     engine = server.engine
     answers(engine, lambda: [generation(engine, *(request(5, i) for i in range(4)))])
     assert watch.done == "pppp" + "s" * 4
 
 
-def test_sequences_and_other_work_share_the_time(server: Serving, watch: Watch) -> None:
-    """A piece of work is followed by as much time for steps; when none grows, by the next."""
+def test_generation_and_other_work_get_half_of_the_time_each(server: Serving, watch: Watch) -> None:
+    """Work is followed by as much time for decoding; without a running sequence, by more work."""
     engine = server.engine
-    grown, worked, also = answers(
+    generated, first, second = answers(
         engine,
         lambda: [
             generation(engine, request(100)),
@@ -137,17 +137,17 @@ def test_sequences_and_other_work_share_the_time(server: Serving, watch: Watch) 
             Task(watch.work(3), engine.deadline()),
         ],
     )
-    assert (len(grown), worked, also) == (1, [0, 1, 2, 3, 4], [0, 1, 2])
+    assert (len(generated), first, second) == (1, [0, 1, 2, 3, 4], [0, 1, 2])
     before, *after = watch.done.split("w")
-    assert before == "pss"  # after the first step, what held the engine ends
+    assert before == "pss"  # the task that held the engine ends after the first step
     steps = round(watch.seconds["w"] / watch.seconds["s"])
     assert [len(each) for each in after[:4]] == [pytest.approx(steps, abs=1)] * 4
     assert after[5:] == ["", "", ""]
     assert watch.done.count("s") == 99
 
 
-def test_nan_ends_its_own_request_alone(server: Serving) -> None:
-    """With the other sequences of that request, and while the next step has begun."""
+def test_nan_ends_only_its_own_request(server: Serving) -> None:
+    """With the other sequences of that request, and while the next step is running."""
     engine, prompt_L = server.engine, torch.tensor(list(b"GATTACA"))
 
     def others() -> list[Job]:
@@ -168,7 +168,7 @@ def test_nan_ends_its_own_request_alone(server: Serving) -> None:
     assert "first in layer embedding" in error.message
     assert list(map(sorted_bits, found)) == list(map(sorted_bits, expected))
     assert engine.counts.ended["refused"] == refused + 1
-    assert engine.num_growing == 0
+    assert engine.num_running == 0
 
 
 def sorted_bits(found: list[tuple[int, Sample]]) -> list[Any]:
