@@ -30,7 +30,11 @@ def on_interrupt(number: int, frame: FrameType | None) -> None:
 
     Raised within an import, the exception may reach C++, which swallows it or aborts the process. A
     command that is still importing its implementation has nothing to clean up, and exits at once.
+    Only Ctrl-C interrupts the cleanup: a terminal that closes sends SIGHUP twice, and `timeout`
+    SIGTERM.
     """
+    if _interrupts and number != signal.SIGINT:
+        return
     _interrupts.append(number)
     importer = _importer(frame)
     if importer is None:

@@ -104,6 +104,25 @@ def test_a_signal_during_an_import_leaves_no_part_of_an_output(
     assert [path for path in tmp_path.iterdir() if path.suffix != ".journal"] == []
 
 
+AGAIN_IN_CLEANUP = """
+import evo2cli.app
+def work():
+    try:
+        os.kill(os.getpid(), sent)
+    finally:
+        os.kill(os.getpid(), sent)
+        print("cleaned up")
+evo2cli.app.main = work
+"""
+
+
+@pytest.mark.parametrize("sent", STOPS)
+def test_a_signal_that_is_sent_twice_ends_it_after_its_cleanup(sent: signal.Signals) -> None:
+    result = run(AGAIN_IN_CLEANUP, "score", sent=sent)
+    assert (result.returncode, result.stderr) == (128 + sent, TOLD[sent])
+    assert result.stdout == ("" if sent == signal.SIGINT else "cleaned up\n")  # an impatient user
+
+
 IN_JOURNAL = """
 from evo2cli import journal
 recall = journal._Journal.recall
