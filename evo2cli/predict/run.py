@@ -266,8 +266,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     for group in letters
                 ]
                 num_cut += sum(
-                    len(group[0]) < len(piece.letters[0])
-                    for group, piece in zip(letters, block, strict=True)
+                    group != piece.letters for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
             predicted = _predict(tuned, letters, recall, bar.advance)
@@ -548,7 +547,8 @@ def _header_lines(
     )
     for what, keys in fields.values.items():
         for key, label in zip(keys, description.labels.classes, strict=True):
-            meaning = f"{value} of {label} {what}"
+            escaped = label.replace("\\", r"\\").replace('"', r"\"")
+            meaning = f"{value} of {escaped} {what}"
             yield f'##INFO=<ID={key},Number=A,Type=Float,Description="{meaning}">'
     yield (
         f'##INFO=<ID={fields.status},Number=A,Type=String,Description="OK, EDGE (the window is '

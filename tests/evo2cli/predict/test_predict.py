@@ -20,7 +20,7 @@ from evo2cli.finetune.run import finetune
 from evo2cli.journal import _Journal
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import PredictOptions
-from evo2cli.predict.run import _Fields, predict, predict_table, tiles
+from evo2cli.predict.run import _Fields, _header_lines, predict, predict_table, tiles
 from tests.evo2cli.finetune.conftest import Run, base, random_dna, small_table, tune
 from tests.ranks import Hold, World
 
@@ -219,6 +219,33 @@ def test_classes_whose_keys_would_be_the_same_are_numbered(runs: dict[str, Path]
     labels = replace(description.labels, classes=("CD4+", "CD4-"))
     keys = _Fields.of(replace(description, labels=labels), description.reading, None)
     assert keys.values["with REF"] == ["EVO2_CD4__1_REF", "EVO2_CD4__2_REF"]
+
+
+def test_the_header_holds_any_name_of_a_class(runs: dict[str, Path], tmp_path: Path) -> None:
+    description = read_description(runs["classify"] / "final")
+    assert description.reading is not None
+    classes = ('say "hi"', "back\\slash")
+    description = replace(description, labels=replace(description.labels, classes=classes))
+    options = PredictOptions(run=runs["classify"], source=Path("x.vcf"))
+    fields = _Fields.of(description, description.reading, None)
+    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+    lines = ["##fileformat=VCFv4.3", *_header_lines(options, description, fields), columns, ""]
+    (tmp_path / "x.vcf").write_text("\n".join(lines))
+    with pysam.VariantFile(str(tmp_path / "x.vcf")) as file:
+        keys = [key for keys in fields.values.values() for key in keys]
+        assert {*file.header.info} == {*keys, fields.status}
+
+
+def test_a_pair_is_cut_if_one_of_it_is(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    length, table = read_description(runs["pairs"] / "final").length, tmp_path / "x.tsv"
+    pairs = [(length, length), (length, length + 1), (length + 1, length)]
+    rows = [f"{'A' * first}\t{'C' * second}\n" for first, second in pairs]
+    table.write_text(f"sequence_a\tsequence_b\n{''.join(rows)}")
+    code, _, err = command_line("predict", str(runs["pairs"]), str(table))
+    assert code == 0, err
+    assert "2 of 3 sequences: longer than" in err
 
 
 def test_variants_of_another_genome_end_with_3(
