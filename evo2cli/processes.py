@@ -25,6 +25,11 @@ LAUNCHER = "EVO2_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 
 
+def handled_stops() -> list[signal.Signals]:
+    """`STOPS` that are not ignored: nohup ignores SIGHUP, a background job of a script SIGINT."""
+    return [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def on_interrupt(number: int, frame: FrameType | None) -> None:
     """Handler of `STOPS`: raises KeyboardInterrupt, but during an import only when it has finished.
 

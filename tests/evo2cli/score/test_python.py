@@ -79,15 +79,15 @@ def test_errors_are_one_line_value_errors(tmp_path: Path, model: StripedHyena2) 
         rows = score_variants([f"one-5-{wrong}-T"], fasta, model, **words)
         with pytest.raises(UserError, match=message):
             next(rows)
-    with pytest.raises(UserError, match="^device tpu:0: not available"):
+    with pytest.raises(UserError, match=r"^device tpu:0: not available"):
         next(score_variants(["one-5-A-C"], fasta, "nano", device="tpu:0"))
     with pytest.raises(UserError, match=r"variant 1: is tuple; give text such as"):
         list(score_variants(["one-5-A-C", ("one", 5, "A", "C")], fasta, model))  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"one:5 A>C: needs a genome; give its FASTA file"):
         list(score_variants(["one-5-A-C"], None, model))
-    with pytest.raises(UserError, match="^strand forward: must be one of fwd, rc, both"):
+    with pytest.raises(UserError, match=r"^strand forward: must be one of fwd, rc, both"):
         score_sequences([], model, strand="forward")
-    with pytest.raises(UserError, match="^tag ACGT: not a lineage"):
+    with pytest.raises(UserError, match=r"^tag ACGT: not a lineage"):
         score_sequences([], model, tag="ACGT")
     with pytest.raises(UserError, match="record 'a': '!' at position 2"):
         list(score_sequences([("a", "A!")], model))
