@@ -33,7 +33,7 @@ from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
 from evo2cli.journal import Recall, open_journal, recall_all
 from evo2cli.models import precision_name
-from evo2cli.options import DType, ModelOptions
+from evo2cli.options import DType, ModelOptions, Strand
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions, Layout
@@ -433,7 +433,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         Reference.open(options.reference) as genome,
         open_journal(options.output, _settings(tuned)) as recall,
     ):
-        window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
+        window = AlleleOptions(window=max(2, description.length), strand=Strand.FORWARD)
         scorer = VariantScorer(tuned.trunk, genome, window)  # only for its windows
         with (
             open_output(options.output) as write,
