@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -164,4 +165,5 @@ def ready_model(
     """
     if isinstance(model, StripedHyena2):
         return model
-    return open_model(ModelOptions(model=str(model), device=device, dtype=DType(dtype)))
+    choices: dict[str, Any] = {"dtype": dtype}  # may be text, which the options convert
+    return open_model(ModelOptions(model=str(model), device=device, **choices))

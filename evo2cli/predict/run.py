@@ -102,7 +102,8 @@ def predict_table(
             sequences, or the reverse.
         UntrustedNumericsError: A prediction is not finite.
     """
-    tuned = open_tuned(run, ModelOptions(device=device, dtype=DType(dtype)))
+    choices: dict[str, Any] = {"dtype": dtype}  # may be text, which the options convert
+    tuned = open_tuned(run, ModelOptions(device=device, **choices))
     _check_pairs(run, tuned, is_pair=examples.pairs is not None)
     description = tuned.description
     if description.labels.task is not Task.TOKENS:

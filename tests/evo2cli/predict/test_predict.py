@@ -13,6 +13,7 @@ import pysam
 import pytest
 import torch
 
+from evo2cli.errors import UserError
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.folder import open_tuned, read_description
 from evo2cli.finetune.options import FinetuneOptions
@@ -108,6 +109,11 @@ def test_numbers_have_their_units(
     [row] = rows(out)
     assert 3 < float(row["y1"]) < 7
     assert -3.5 < float(row["y2"]) < -1.5
+
+
+def test_a_precision_that_does_not_exist_is_said(runs: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"^--dtype int4: must be one of auto, fp8"):
+        predict_table(runs["classify"], Examples(["s"], ["ACGT"]), dtype="int4")
 
 
 def test_regions_are_sequences_of_the_genome_on_their_strand(

@@ -79,8 +79,12 @@ def test_errors_are_one_line_value_errors(tmp_path: Path, model: StripedHyena2) 
         rows = score_variants([f"one-5-{wrong}-T"], fasta, model, **words)
         with pytest.raises(UserError, match=message):
             next(rows)
-    with pytest.raises(UserError, match=r"^device tpu:0: not available"):
-        next(score_variants(["one-5-A-C"], fasta, "nano", device="tpu:0"))
+    for words, message in (  # also of a model that is not loaded yet
+        ({"device": "tpu:0"}, "^device tpu:0: not available"),
+        ({"dtype": "int4"}, "^dtype int4: must be one of auto, fp8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(score_variants(["one-5-A-C"], fasta, "nano", **words))
     with pytest.raises(UserError, match=r"variant 1: is tuple; give text such as"):
         list(score_variants(["one-5-A-C", ("one", 5, "A", "C")], fasta, model))  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"one:5 A>C: needs a genome; give its FASTA file"):
