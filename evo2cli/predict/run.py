@@ -67,10 +67,17 @@ class InputSequence(NamedTuple):
 
 
 def blocks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Split a stream of items into lists of up to `BLOCK`."""
+    """Split a stream of items into lists of up to `BLOCK`.
+
+    The first list is read at once, so that an input that is not valid can be refused before
+    anything is written.
+    """
     source = iter(items)
-    while block := list(islice(source, BLOCK)):
-        yield block
+
+    def read() -> list[T]:
+        return list(islice(source, BLOCK))
+
+    return chain([read()], iter(read, []))
 
 
 def labels_of(run: Path) -> Labels:
@@ -252,13 +259,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     columns = ["name", *(["position", "base"] if is_tokens else [])]
     columns += [*(["prediction"] if has_classes else []), *_value_names(description)]
     num_cut = total = 0
+    sequences = blocks(_sequences(options, tuned))
     with (
         open_journal(options.output, _settings(tuned)) as recall,
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
         write(table_line(columns))
-        for block in blocks(_sequences(options, tuned)):
+        for block in sequences:
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
                 cut = Cut(description.cut)
@@ -428,6 +436,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     fields = _Fields.of(description, reading, options.name)
     vcf = read_vcf(options.source, scored=True)  # it may hold scores, too
     _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
+    record_blocks = blocks(vcf.records)
     counts: Counter[str] = Counter()
     missing = ""
     with (
@@ -441,7 +450,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
             console.progress("predict", None, "records") as bar,
         ):
             write(vcf.header.with_lines(_header_lines(options, description, fields)))
-            for records in blocks(vcf.records):
+            for records in record_blocks:
                 predicted = _predict_alleles(tuned, scorer, records, recall)
                 for record, alleles in zip(records, predicted, strict=True):
                     counts.update(allele.status for allele in alleles)

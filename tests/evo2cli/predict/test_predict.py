@@ -415,6 +415,7 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("classify", ["x.fa", "--name", "b"], "--name b: only for a VCF, and x.fa is not one"),
         ("classify", ["x.fa", "-O", "x.vcf"], "-output x.vcf: only for a VCF, and x.fa is not"),
         ("tokens", ["twice.fa", "-O", "x.bedgraph"], "twice.fa: sequences share a name"),
+        ("classify", ["cut.vcf", "-R", "x.fa"], "cut.vcf: line 3"),
         ("classify", ["x.vcf", "--name", "b;c"], "--name b;c: may have letters, digits, _ and ."),
     ],
 )
@@ -434,10 +435,13 @@ def test_what_cannot_be_predicted_is_said(
     Path("x.tsv").write_text("sequence\nACGTACGTAA\n")
     Path("pairs.tsv").write_text("sequence_a\tsequence_b\nACGTACGTAA\tACG\n")
     header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    Path("cut.vcf").write_text(f"{header}c\t3\n")
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
-    code, _, err = command_line("predict", str(runs[kind]), *arguments)
-    assert code == 2
+    files = {*Path().iterdir()}
+    code, out, err = command_line("predict", str(runs[kind]), *arguments)
+    assert (code, out) == (2, "")
     assert message in err
+    assert {*Path().iterdir()} == files
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path, command_line: Command) -> None:
