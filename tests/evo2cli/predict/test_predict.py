@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,28 +312,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert {file.name for file in folder.iterdir()} <= {name, f"{name}.tbi"}
 
 
-def stopped_after(count: int, options: PredictOptions) -> None:
-    """Predict, and end as by Ctrl-C once as many results are stored."""
-    recall = _Journal.recall
-
-    def recall_some(journal: _Journal, *arguments: Any) -> Any:
-        nonlocal count
-        if not count:
-            raise KeyboardInterrupt
-        count -= 1
-        return recall(journal, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Journal, "recall", recall_some)
-        with pytest.raises(KeyboardInterrupt):
-            predict(options)
-
-
 def test_results_of_another_model_precision_or_sequence_are_not_used_again(
     runs: dict[str, Path],
     sequences: Path,
     tune: Run,
     capsys: pytest.CaptureFixture[str],
+    stopped_after: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     output, straight = sequences.with_name("x.tsv"), sequences.with_name("straight.tsv")
     table = sequences.with_name("table.tsv")
@@ -348,7 +333,8 @@ def test_results_of_another_model_precision_or_sequence_are_not_used_again(
     ):
         now: dict[str, Any] = {**before, **others}
         predict(PredictOptions(**{**now, "output": straight}))
-        stopped_after(5, PredictOptions(**before))
+        with stopped_after(5):
+            predict(PredictOptions(**before))
         capsys.readouterr()
         predict(PredictOptions(**now))
         assert output.read_bytes() == straight.read_bytes()
