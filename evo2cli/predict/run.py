@@ -180,12 +180,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     columns = ["name", *(["position", "base"] if is_tokens else [])]
     columns += [*(["prediction"] if has_classes else []), *_value_names(description)]
     num_cut = total = 0
+    source = blocks(_sequences(options, tuned))
+    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     with (
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
         write(table_line(columns))
-        for block in blocks(_sequences(options, tuned)):
+        for block in chain(first, source):
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
                 cut = Cut(description.cut)
@@ -316,6 +318,8 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     fields = _info_fields(description.labels.classes, reading)
     vcf = read_vcf(options.source, scored=True)  # scores and predictions stand side by side
     _check_names(options.source, vcf.header, [STATUS, *chain.from_iterable(fields)])
+    source = blocks(vcf.records)
+    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     counts: Counter[str] = Counter()
     missing = ""
     with (
@@ -327,7 +331,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
         cutter = VariantScorer(tuned.model.trunk, genome, window)
         write(vcf.header.with_lines(_header_lines(options, description, fields)))
-        for records in blocks(vcf.records):
+        for records in chain(first, source):
             for record, alleles in zip(
                 records, _predict_alleles(tuned, cutter, records), strict=True
             ):
