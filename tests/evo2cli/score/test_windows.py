@@ -351,9 +351,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     alternate = "C" if sequence[200] == "A" else "A"
     records = [(200, sequence[200], alternate), (201, sequence[201], "<DEL>")]
     source = write(tmp_path, sequence, records)
-    source.write_text(
-        source.read_text().replace("#CHROM", "##contig=<ID=one,length=5>\n#CHROM", 1)
-    )
+    source.write_text(source.read_text().replace("#CHROM", "##contig=<ID=one,length=5>\n#CHROM", 1))
     score(
         ScoreOptions(
             inputs=(source,),
