@@ -5,6 +5,7 @@ import signal
 
 from evo2cli.processes import (
     LAUNCHER,
+    STOPS,
     end_interrupted,
     end_with_parent,
     on_interrupt,
@@ -13,13 +14,13 @@ from evo2cli.processes import (
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it without a traceback, even during imports."""
+    """Run the command line; Ctrl-C and SIGTERM end it without a traceback, even during imports."""
     if LAUNCHER in os.environ:
         end_with_parent(os.environ[LAUNCHER])
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # SIGINT is ignored
-        _load_and_run()
-        return
-    signal.signal(signal.SIGINT, on_interrupt)
+    # Ignored signals stay ignored: nohup ignores SIGHUP, a background job of a script SIGINT.
+    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, on_interrupt)
     try:
         _load_and_run()
     except BaseException:
@@ -27,7 +28,8 @@ def main() -> None:
             end_interrupted()
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to clean up
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)  # nothing is left to clean up
 
 
 def _load_and_run() -> None:

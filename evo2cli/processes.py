@@ -1,4 +1,4 @@
-"""Signal handling: exit cleanly on Ctrl-C, and end child processes with their parent.
+"""Signal handling: exit cleanly on Ctrl-C or SIGTERM, and end child processes with their parent.
 
 This module is imported before the rest of the program, so it imports nothing slow.
 """
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
+# Ctrl-C; what a batch system or `kill` sends; what a terminal sends when it closes.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130  # exit code: 128 + SIGINT, as in shells
 
 _interrupts: list[int] = []  # signals that `on_interrupt` has received
@@ -24,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def on_interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGINT handler: raises KeyboardInterrupt, but during an import only when it has finished.
+    """Handler of `STOPS`: raises KeyboardInterrupt, but during an import only when it has finished.
 
     Raised within an import, the exception may reach C++, which swallows it or aborts the process. A
     command that is still importing its implementation has nothing to clean up, and exits at once.
@@ -54,21 +56,26 @@ def _raise_interrupt(_frame: FrameType, _event: str, _argument: object) -> NoRet
 
 
 def was_interrupted() -> bool:
-    """Whether SIGINT came; C++ may have turned the KeyboardInterrupt into another exception."""
+    """Whether one of `STOPS` came; C++ may have turned the KeyboardInterrupt into another error."""
     return bool(_interrupts)
 
 
 def end_interrupted() -> NoReturn:
-    """Exit as interrupted, after all cleanup.
+    """Exit as interrupted, after all cleanup, with 128 + the number of the signal.
 
-    A normal exit would wait for threads, and might report SIGINT instead of the exit code.
+    A normal exit would wait for threads, and might report the signal instead of the exit code. Of a
+    rank, the launcher tells how it ended.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, RuntimeError, ValueError):  # closed, or interrupted while writing
         sys.stdout.flush()
-    with suppress(OSError):
-        os.write(2, b"evo2: interrupted\n")
-    os._exit(INTERRUPTED)
+    number = signal.Signals(_interrupts[0]) if _interrupts else signal.SIGINT
+    how = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    if LAUNCHER not in os.environ:
+        with suppress(OSError):
+            os.write(2, f"evo2: {how}\n".encode())
+    os._exit(128 + number)
 
 
 def start_child(process: "BaseProcess") -> None:

@@ -10,8 +10,8 @@ def predict(options: PredictOptions) -> None:
 
     Each sequence gets one row: the predicted class and the calibrated probability of every class,
     or the predicted numbers. A model that labels bases writes one row per base, or a bedGraph or
-    bigWig. The records of a VCF are kept and get INFO fields: the prediction for the window with
-    REF, for that with ALT, and the difference.
+    bigWig. INFO fields are added to the records of a VCF: the predictions for the window with REF
+    and for that with ALT, and their difference.
     """
     from evo2cli.predict.run import predict as run
 

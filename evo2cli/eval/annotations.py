@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evo2cli.errors import UserError, listed
-from evo2cli.genome.formats import recognise
+from evo2cli.genome.formats import VCF, Wanted, refuse_other
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.variant_table import VariantTable, is_table, read_table
 from evo2cli.genome.vcf import is_variants, read_vcf_lines
@@ -165,8 +165,8 @@ def open_annotated(
         yield AnnotatedHeader("the table", declared=declared), _read_rows(table)
         return
     if not is_variants(path):
-        verdict = recognise(first_bytes(path).lstrip())
-        raise UserError(f"{path}: {verdict or 'is neither a VCF nor a table of variants'}")
+        refuse_other(path, first_bytes(path).lstrip(), Wanted.VARIANTS)
+        raise UserError(f"{path}: is neither a VCF nor a table of variants")
     with closing(read_vcf_lines(path)) as lines:
         numbered = enumerate((line.decode(errors="replace").rstrip("\r\n") for line in lines), 1)
         header = _read_header(path, numbered)
@@ -180,6 +180,7 @@ def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> AnnotatedHeade
         if text.startswith("#CHROM\t"):
             return header
         if not text.lstrip("\ufeff").startswith("##"):
+            refuse_other(path, text.encode(), Wanted.VARIANTS, VCF)
             raise UserError(f"{path}: line {number} is neither a ## line nor #CHROM; not a VCF")
         _parse_header_line(header, text)
     raise UserError(f"{path}: has no #CHROM line, so this is not a complete VCF")

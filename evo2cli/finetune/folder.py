@@ -9,6 +9,7 @@ In the folder of a run it is `final`, and during training `best`.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,39 +204,44 @@ class Tuned:
     description: Description
     model: TaskModel
 
+    @property
+    def trunk(self) -> StripedHyena2:
+        """The model below the head."""
+        assert self.model.trunk is not None
+        return self.model.trunk
+
     @torch.inference_mode()
-    def outputs(
-        self, examples: Sequence[tuple[bytes, ...]], progress: Any = lambda _: None
-    ) -> list[Tensor]:
+    def outputs(self, examples: Sequence[tuple[bytes, ...]]) -> Iterator[Tensor]:
         """The outputs of the head: [C] for each example, or [L, C] for tokens; fp32, on the CPU.
 
-        The output of an example depends on that example alone, bit for bit: batches have the fixed
+        They come in the order of the examples, each as soon as all before it are computed. The
+        output of an example depends on that example alone, bit for bit: batches have the fixed
         shapes of `stripedhyena2.packing`.
 
         Args:
             examples: The sequence of each example, or both of a pair.
-            progress: Called with the number of examples done since the last call.
         """
         reading = self.model.reading
-        assert self.model.trunk is not None
-        device, shapes = self.model.trunk.embedding.weight.device, Shapes.of(self.model.trunk)
-        by_length: dict[int, list[int]] = {}
-        for row, group in enumerate(examples):
-            by_length.setdefault(shapes.padded(max(map(len, group))), []).append(row)
-        by_row: list[Tensor | None] = [None] * len(examples)
-        for length, same in sorted(by_length.items()):
-            # A batch of this length always has as many rows; the last one is repeated to fill it.
-            num_rows = max(shapes.rows(length) // reading.num_sequences, 1)
-            for first in range(0, len(same), num_rows):
-                rows = same[first : first + num_rows]
-                chosen = [examples[row] for row in rows]
+        device, shapes = self.trunk.embedding.weight.device, Shapes.of(self.trunk)
+        lengths = [shapes.padded(max(map(len, group))) for group in examples]
+        waiting: dict[int, deque[int]] = {}  # rows that are not computed yet, by length
+        for row, length in enumerate(lengths):
+            waiting.setdefault(length, deque()).append(row)
+        computed: dict[int, Tensor] = {}
+        for row, length in enumerate(lengths):
+            if row not in computed:
+                # A batch of this length always has as many rows; the last one is repeated to fill
+                # it.
+                num_rows = max(shapes.rows(length) // reading.num_sequences, 1)
+                same = waiting[length]
+                rows = [same.popleft() for _ in range(min(num_rows, len(same)))]
+                chosen = [examples[index] for index in rows]
                 filling = [chosen[-1]] * (num_rows - len(rows))
                 inputs = read_inputs([*chosen, *filling], reading, length)
                 outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
-                for row, group, output in zip(rows, chosen, outputs[: len(rows)], strict=True):
-                    by_row[row] = output[: len(group[0])] if reading.by_token else output
-                progress(len(rows))
-        return [output for output in by_row if output is not None]
+                for index, group, output in zip(rows, chosen, outputs[: len(rows)], strict=True):
+                    computed[index] = output[: len(group[0])] if reading.by_token else output
+            yield computed.pop(row)
 
 
 def read_inputs(

@@ -176,7 +176,7 @@ class LabelledRun(Run):
 
     def _best_outputs(self, parts: set[str]) -> dict[str, list[Tensor]]:
         """Outputs of the best weights, loaded from disk, on the examples of some splits."""
-        outputs = {}
+        outputs: dict[str, list[Tensor]] = {}
         if self.base.is_cached:
             head = open_head(self.best_folder, self.description)
             for part in parts:
@@ -188,8 +188,11 @@ class LabelledRun(Run):
         tuned = open_tuned(self.best_folder, options)
         for part in sorted(parts):
             letters = getattr(self.data, part).letters
+            outputs[part] = []
             with console.progress(f"predict {part}", len(letters), "examples") as bar:
-                outputs[part] = tuned.outputs(letters, bar.advance)
+                for output in tuned.outputs(letters):
+                    outputs[part].append(output)
+                    bar.advance(1)
         return outputs
 
     def _temperature(self, outputs: Sequence[Tensor]) -> float:

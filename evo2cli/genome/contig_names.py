@@ -15,6 +15,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import BUILDS, MITOCHONDRION, builds_of
+from evo2cli.genome.formats import Wanted, refuse_other
 from evo2cli.genome.source import numbered_lines
 
 # Columns of an assembly report of NCBI that hold names: its own, GenBank's, RefSeq's and UCSC's.
@@ -152,6 +153,8 @@ def _read_groups(path: Path) -> Iterator[tuple[int, list[str]]]:
             text = line.decode(errors="surrogateescape").strip("\r\n")
             is_report = is_report or text.startswith(_REPORT)
             if text.startswith("#") or not text.strip():
+                if number == 1:
+                    refuse_other(path, line, Wanted.NAMES)
                 continue
             columns = text.split("\t") if "\t" in text else text.replace(",", " ").split()
             if is_report:

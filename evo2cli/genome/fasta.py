@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.formats import recognise
+from evo2cli.genome.formats import Wanted, recognise
 from evo2cli.genome.source import (
     BYTE_ORDER_MARK,
     STDIN,
@@ -71,7 +71,7 @@ def read_records(
     blocks = read_blocks(Path(path), advance, span)
     with closed_at_error(blocks):
         opening = _opening(next(blocks))
-        _require_header(Path(path), opening)
+        _require_header(Path(path), opening, Wanted.FASTA)
     if not span.start and has_old_line_ends(opening):
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
@@ -88,31 +88,35 @@ def has_old_line_ends(opening: bytes) -> bool:
     return b"\r" in opening and b"\n" not in opening
 
 
-def require_fasta(path: Path) -> None:
+def require_fasta(path: Path, wanted: Wanted) -> None:
     """Check that a file begins as FASTA; stdin is not consumed.
+
+    Args:
+        path: The file.
+        wanted: What the message asks for.
 
     Raises:
         UserError: It does not; the message says which format it has instead.
     """
-    _require_header(path, _opening(first_bytes(path)))
+    _require_header(path, _opening(first_bytes(path)), wanted)
 
 
 def _opening(start: bytes) -> bytes:
     return start.removeprefix(BYTE_ORDER_MARK).lstrip()
 
 
-def _require_header(path: Path, opening: bytes) -> None:
+def _require_header(path: Path, opening: bytes, wanted: Wanted) -> None:
     if not opening.startswith(b">"):
         name = "stdin" if path == STDIN else path
-        raise UserError(f"{name}: {explain_not_fasta(opening)}")
+        raise UserError(f"{name}: {_explain_not_fasta(opening, wanted)}")
 
 
-def explain_not_fasta(opening: bytes) -> str:
+def _explain_not_fasta(opening: bytes, wanted: Wanted) -> str:
     """Describe a file that is not FASTA, from its beginning without leading white space."""
     if not opening:
         return "is empty; a FASTA file holds records that start with '>'"
-    if description := recognise(opening):
-        return description
+    if found := recognise(opening):
+        return found.refusal(wanted)
     if b"\0" in opening:
         return "is a binary file, not FASTA"
     line = opening.splitlines()[0][:40].decode("utf-8", "replace")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from evo2cli.errors import UserError
+from evo2cli.genome.formats import GFF, TABLE, Wanted, refuse_other
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import merge_spans, read_bed_lines
@@ -72,7 +73,7 @@ def read_features(path: Path | str, kind: str | None = None) -> list[Feature]:
     else:
         features = [
             Feature(name, interval.name, ((interval.start, interval.end),), strand=strand)
-            for interval, name, strand in read_bed_lines(path)
+            for interval, name, strand in read_bed_lines(path, Wanted.FEATURES)
         ]
     for feature in features:
         if feature.start == feature.end:
@@ -97,7 +98,7 @@ def locate_features(
 
 def _read_gff(path: Path, kind: str | None) -> list[Feature]:
     grouped: dict[tuple[str, ...], list[GffLine]] = {}
-    for line in read_gff_lines(path):
+    for line in read_gff_lines(path, Wanted.FEATURES):
         if kind not in (None, line.kind):
             continue
         name = next((line.attributes[key] for key in _NAMES if key in line.attributes), None)
@@ -127,18 +128,25 @@ class GffLine(NamedTuple):
     attributes: dict[str, str]
 
 
-def read_gff_lines(path: Path) -> Iterator[GffLine]:
+def read_gff_lines(path: Path, wanted: Wanted = Wanted.GFF) -> Iterator[GffLine]:
     """Stream the feature lines of a GFF3 or GTF file; .gz is read too.
+
+    Args:
+        path: The file.
+        wanted: What to ask for if it is of another format.
 
     Raises:
         UserError: The file cannot be read, or a line is not valid.
     """
+    is_first = True
     with numbered_lines(path) as lines:
         for number, line in lines:
             text = line.decode(errors="surrogateescape").rstrip("\r\n")
-            if text.startswith(("##FASTA", ">")):
+            if text.startswith("##FASTA") or (text.startswith(">") and not is_first):
                 return
             if not text.strip() or text.startswith("#"):
+                if number == 1:
+                    refuse_other(path, line, wanted, GFF)
                 continue
             columns = text.split("\t")
             try:
@@ -146,10 +154,13 @@ def read_gff_lines(path: Path) -> Iterator[GffLine]:
                     raise ValueError
                 interval = Interval(columns[0], int(columns[3]) - 1, int(columns[4]))
             except ValueError:
+                if is_first:
+                    refuse_other(path, line, wanted, GFF, TABLE)
                 raise UserError(
                     f"{path}: line {number}: {text[:40]!r} is not a GFF line: it needs "
                     f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
                 ) from None
+            is_first = False
             strand = columns[6] if columns[6] in ("+", "-") else "."
             yield GffLine(number, interval, columns[2], strand, _attributes(columns[8]))
 

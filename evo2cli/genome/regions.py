@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from evo2cli.errors import UserError
 from evo2cli.genome.contig_names import DEFAULT_NAMES, ContigNames
+from evo2cli.genome.formats import BED, TABLE, Wanted, refuse_other
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.source import numbered_lines
 
@@ -118,26 +119,36 @@ class BedLine(NamedTuple):
     strand: str
 
 
-def read_bed_lines(path: Path) -> Iterator[BedLine]:
+def read_bed_lines(path: Path, wanted: Wanted = Wanted.BED) -> Iterator[BedLine]:
     """Stream the lines of a BED file.
+
+    Args:
+        path: The file.
+        wanted: What to ask for if it is of another format.
 
     Raises:
         UserError: The file cannot be read, or a line is not an interval.
     """
+    is_first = True
     with numbered_lines(path) as lines:
         for number, line in lines:
             text = line.decode(errors="surrogateescape").rstrip("\r\n")
             columns = text.split("\t") if "\t" in text else text.split()
             if not text.strip() or text.startswith("#") or text.split()[0] in ("track", "browser"):
+                if number == 1:  # records of a VCF whose IDs are numbers would pass for intervals
+                    refuse_other(path, line, wanted)
                 continue
             try:
                 contig, start, end = columns[:3]
                 interval = Interval(contig, int(start), int(end))
             except ValueError:
+                if is_first:
+                    refuse_other(path, line, wanted, BED, TABLE)
                 raise UserError(
                     f"{path}: line {number}: {' '.join(columns[:3])!r} is not a BED interval: "
                     "it needs contig, start (0-based) and end (not before start; at most 2**62)"
                 ) from None
+            is_first = False
             name = next((name for name in columns[3:4] if name not in ("", ".")), str(interval))
             strand = next((strand for strand in columns[5:6] if strand in ("+", "-")), ".")
             yield BedLine(interval, name, strand)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UserError, counted, listed
+from evo2cli.genome.formats import BED, FASTA, GFF, Wanted, recognise
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
 from evo2cli.genome.source import BYTE_ORDER_MARK, closed_at_error, first_bytes, read_lines
 from evo2cli.genome.vcf import Value
@@ -71,13 +72,16 @@ def open_table(path: Path) -> Table:
     """Open a table (`-` is stdin) and read its header.
 
     Raises:
-        UserError: Here or while rows are read: the file cannot be read, two columns have the same
-            name, or a row has another number of columns than the header.
+        UserError: Here or while rows are read: the file cannot be read or is not a table, two
+            columns have the same name, or a row has another number of columns than the header.
     """
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if start.startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
         return Table(path, types, _numbered(stored), "row")
+    found = recognise(start)
+    if found in (BED, FASTA, GFF):
+        raise UserError(f"{path}: {found.refusal(Wanted.TABLE)}")
     source = read_lines(path)
     with closed_at_error(source):
         lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)

@@ -14,6 +14,7 @@ from typing import Self
 
 from evo2cli.errors import UserError, counted
 from evo2cli.genome.alphabet import ACGT, LETTERS, RNA_LETTERS
+from evo2cli.genome.formats import VCF, Wanted, refuse_other
 from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import Regions
@@ -352,6 +353,7 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]], *, scored: bool
             continue
         if line.startswith(b"#CHROM\t") and line.count(b"\t") >= FIRST_COLUMNS - 1:
             return Header(tuple(header))
+        refuse_other(path, b"".join(header), Wanted.VCF, VCF)
         raise UserError(
             f"{path}: line {number} is neither a ## line nor #CHROM with at least "
             f"{FIRST_COLUMNS} columns separated by tabs"

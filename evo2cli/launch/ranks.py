@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import torch
 from torch.distributed import DistNetworkError
@@ -33,7 +32,7 @@ from torch.distributed.run import config_from_args, parse_args
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.files import temporary_folder
-from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
+from evo2cli.processes import LAUNCHER, STOPS, end_with_parent, on_interrupt
 from stripedhyena2.errors import reason_of
 
 DEEPSPEED = "deepspeed.launcher.launch"
@@ -51,15 +50,21 @@ exit "$code"
 
 
 class RankError(UserError):
-    """A rank failed; the launcher exits with its code."""
+    """A rank failed; the launcher exits with its code.
+
+    Args:
+        rank: The rank.
+        code: Its exit code; -n if signal n killed it, or 128 + n as shells and `evo2` report that.
+    """
 
     def __init__(self, rank: int, code: int) -> None:
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+        self.exit_code = code if code > 0 else 128 - code
+        names = {128 + number: number.name for number in signal.Signals}
+        if self.exit_code in names:
+            how = f"was killed by {names[self.exit_code]}"
         else:
             how = f"exited with code {code}, for the reason above"
         super().__init__(f"rank {rank} {how}; the other ranks of this machine were stopped")
-        self.exit_code = code if code > 0 else 128 - code
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,7 @@ def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
                 os.killpg(launcher.pid, signal.SIGKILL)
         lines = report.read_text().splitlines() if report.exists() else []
     codes = {int(rank): int(code) for rank, code in map(str.split, lines)}
-    # A shell reports signal n as 128 + n.
-    failed = {rank: code if code <= 128 else 128 - code for rank, code in codes.items() if code}
+    failed = {rank: code for rank, code in codes.items() if code}
     if failed:
         raise first_failure(failed)
     if code:
@@ -214,7 +218,7 @@ def first_failure(codes: Mapping[int, int]) -> RankError:
     """The failure to report: a rank that printed its reason, or else the earliest.
 
     Args:
-        codes: Exit codes of the failed ranks, the earliest first; -n for signal n.
+        codes: Exit codes of the failed ranks, as `RankError` takes them, the earliest first.
     """
     reasons = (UserError.exit_code, UntrustedNumericsError.exit_code)
     rank = next((rank for rank, code in codes.items() if code in reasons), next(iter(codes)))
@@ -249,18 +253,13 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
     """
     received: list[int] = []
 
-    def end(number: int, frame: FrameType | None = None) -> NoReturn:
-        if number == signal.SIGINT:
-            on_interrupt(number, frame)
-        raise SystemExit(128 + number)
-
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         impatient = received.count(signal.SIGINT) > 1
         running = ranks()
         if not running:
             if impatient or len(received) == 1:
-                end(number, frame)
+                on_interrupt(number, frame)
             return  # the ranks have exited, and the launcher is about to
         what = "killing them" if impatient else "asking them to save and exit"
         console.say(f"{signal.Signals(number).name}: {counted(len(running), 'rank')}, {what}")
@@ -268,15 +267,14 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGKILL if impatient else signal.SIGTERM)
 
-    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    # Ignored signals stay ignored: nohup ignores SIGHUP.
-    handled = [number for number in stops if signal.getsignal(number) != signal.SIG_IGN]
+    # Ignored signals stay ignored, as in `evo2cli.__main__`.
+    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
     except RankError as error:
         if received and error.exit_code - 128 in (signal.SIGTERM, signal.SIGKILL):
-            end(received[0])
+            on_interrupt(received[0], None)
         raise
     finally:
         for number, handler in before.items():

@@ -1,5 +1,6 @@
 """Options of `evo2 predict`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,12 +30,15 @@ class PredictOptions(DeviceOptions):
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="FASTA or a table of sequences; with --reference, BED or VCF. May be gzipped.",
+            help="FASTA or a table of sequences; with --reference, a VCF, or regions as BED, GFF3 "
+            "or GTF. May be gzipped.",
         ),
     ]
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", "-R", metavar="FASTA", help="Genome of the BED or VCF."),
+        typer.Option(
+            "--reference", "-R", metavar="FASTA", help="Genome of the variants or regions."
+        ),
     ] = None
     output: Annotated[
         Path | None,
@@ -42,8 +46,8 @@ class PredictOptions(DeviceOptions):
             "--output",
             "-O",
             metavar="FILE",
-            help="x.tsv; x.vcf for a VCF; x.bedgraph or x.bw if the model labels bases; each "
-            "text format also with .gz.",
+            help="x.tsv; x.vcf if the input is a VCF; x.bedgraph or x.bw if the model labels "
+            "bases. Text formats also with .gz.",
             show_default="stdout",
         ),
     ] = None
@@ -54,6 +58,14 @@ class PredictOptions(DeviceOptions):
             metavar="CLASS",
             help="Class whose probability to write to a bedGraph or bigWig.",
             show_default="the last class",
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Put NAME into the keys of the INFO fields (EVO2_NAME_...), so that one VCF can "
+            "hold predictions of several models.",
         ),
     ] = None
     dtype: Annotated[
@@ -68,8 +80,10 @@ class PredictOptions(DeviceOptions):
             raise UserError(f"--output {self.output}: needs one of the suffixes {', '.join(known)}")
         if self.of_class is not None and not self.is_track:
             raise UserError(f"--class {self.of_class}: needs --output x.bedgraph or x.bw")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_.]+", self.name):
+            raise UserError(f"--name {self.name}: may have letters, digits, _ and . only")
 
     @property
     def is_track(self) -> bool:
-        """Whether a track is written."""
+        """Whether the output is a bedGraph or bigWig."""
         return self.output is not None and self.output.name.endswith(TRACKS)

@@ -1,23 +1,25 @@
-"""`evo2 predict`: sequences in batches through a fine-tuned model, to a table, a VCF or a track.
+"""`evo2 predict`: apply a fine-tuned model, and write a table, a VCF or a track.
 
 N sequences, L positions, C classes or numbers.
 """
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evo2cli import __version__, console
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError, counted
-from evo2cli.files import open_output
+from evo2cli.files import locks_output, open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
 from evo2cli.finetune.heads import Reading
@@ -29,6 +31,8 @@ from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
+from evo2cli.journal import Recall, open_journal, recall_all
+from evo2cli.models import precision_name
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
@@ -38,16 +42,23 @@ from evo2cli.score.report import status_table
 from evo2cli.tables import cell, table_line
 from evo2cli.track.formats import check_track, open_track
 from stripedhyena2.dna import reverse_complement
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
 
 T = TypeVar("T")
 
-STATUS = "EVO2_PREDICT_STATUS"
-BLOCK = 1_024  # sequences, or variants, that are read before they are predicted
+BLOCK = 1_024  # sequences or VCF records that are read at a time
 
 
-class Piece(NamedTuple):
-    """A sequence of the input: one, or the two of a pair, and where it lies."""
+class InputSequence(NamedTuple):
+    """A sequence of the input.
+
+    Attributes:
+        name: Name of the record, row or region.
+        letters: Upper-case DNA: one sequence, or both of a pair.
+        contig: Contig of the region; for other inputs, the name.
+        start: 0-based position of its first base in the contig.
+    """
 
     name: str
     letters: tuple[bytes, ...]
@@ -56,17 +67,17 @@ class Piece(NamedTuple):
 
 
 def blocks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Items in lists of `BLOCK`."""
+    """Split a stream of items into lists of up to `BLOCK`."""
     source = iter(items)
     while block := list(islice(source, BLOCK)):
         yield block
 
 
 def labels_of(run: Path) -> Labels:
-    """What the labels of a run mean.
+    """Task and classes of a fine-tuned model.
 
     Raises:
-        UserError: It is no run.
+        UserError: `run` is not a folder written by `evo2 finetune`.
     """
     return read_description(find_tuned(run)).labels
 
@@ -74,37 +85,41 @@ def labels_of(run: Path) -> Labels:
 def predict_table(
     run: Path, examples: Examples, *, device: str = "auto", dtype: DType | str = DType.AUTO
 ) -> Predictions:
-    """Predictions for labelled or unlabelled sequences.
+    """Predict the labels of sequences, which may have labels already.
 
     Args:
-        run: The folder of a run of `evo2 finetune`.
+        run: Folder written by `evo2 finetune`.
         examples: The sequences.
-        device: Where the model runs.
-        dtype: Its precision.
+        device: Device of the model, e.g. "cpu" or "cuda:1".
+        dtype: Precision of the model, e.g. "bf16".
 
     Returns:
         classify, multilabel: calibrated probabilities [N, C]; regress: numbers [N, C] in their
         units; tokens: probabilities [L, C] for each sequence.
 
     Raises:
-        UserError: The run cannot be loaded, or sequences and run do not fit each other.
+        UserError: The model cannot be loaded; or it was trained on pairs and these are single
+            sequences, or the reverse.
         UntrustedNumericsError: A prediction is not finite.
     """
     tuned = open_tuned(run, ModelOptions(device=device, dtype=DType(dtype)))
+    _check_pairs(run, tuned, is_pair=examples.pairs is not None)
     description = tuned.description
     if description.labels.task is not Task.TOKENS:
         examples, cut_line = fit_length(examples, description.length, Cut(description.cut))
         if cut_line:
             console.say(cut_line)
     with console.progress("predict", len(examples), "sequences") as bar:
-        return _predict(tuned, examples.letters, bar.advance)
+        return _predict(tuned, examples.letters, progress=bar.advance)
 
 
+@locks_output
 def predict(options: PredictOptions) -> None:
-    """Predict, and write the output.
+    """Predict the labels of the input and write them to the output.
 
     Raises:
-        UserError: The run or the input cannot be read, or do not fit each other or the output.
+        UserError: The model or the input cannot be read, or the model does not apply to the input,
+            or the output format does not.
         TooManySkippedError: No allele of a VCF has a prediction; the output is complete.
         UntrustedNumericsError: A prediction is not finite.
     """
@@ -118,46 +133,101 @@ def predict(options: PredictOptions) -> None:
         )
     if is_variants(options.source):
         _predict_variants(options, tuned)
-    elif options.is_track:
+        return
+    if options.name is not None:
+        raise UserError(f"--name {options.name}: only for a VCF, and {options.source} is not one")
+    if options.output is not None and options.output.name.endswith(VCFS):
+        raise UserError(
+            f"--output {options.output}: only for a VCF, and {options.source} is not one; write "
+            "x.tsv"
+        )
+    if options.is_track:
         _predict_track(options, tuned)
     else:
         _predict_sequences(options, tuned)
 
 
+class Window(NamedTuple):
+    """The input of one forward pass.
+
+    Attributes:
+        letters: A sequence, both of a pair, or a part of a long sequence.
+        kept: The positions whose outputs are used, if the model labels bases.
+    """
+
+    letters: tuple[bytes, ...]
+    kept: slice = slice(None)
+
+    @property
+    def key(self) -> str:
+        """Its key in the journal: a checksum of everything that determines its outputs."""
+        letters = b" ".join(self.letters)
+        return f"{len(letters)} {zlib.crc32(letters):08x} {self.kept.start}-{self.kept.stop}"
+
+
 def _predict(
-    tuned: Tuned, sequences: Sequence[tuple[bytes, ...]], progress: Progress = ignore_progress
+    tuned: Tuned,
+    sequences: Sequence[tuple[bytes, ...]],
+    recall: Recall = lambda _, compute: compute(),
+    progress: Progress = ignore_progress,
 ) -> Predictions:
-    """Predictions for sequences of any length."""
+    """Predictions for sequences of any length.
+
+    A model that labels bases reads sequences longer than its training length in windows that
+    overlap by half; the output for a base is that of the window whose middle is nearest to it.
+
+    Args:
+        tuned: The model.
+        sequences: The sequences, or pairs of them.
+        recall: As `open_journal` yields it.
+        progress: Called with the number of sequences done since the last call.
+
+    Raises:
+        UntrustedNumericsError: A prediction is not finite.
+    """
     description = tuned.description
-    if description.labels.task is Task.TOKENS:
-        outputs = _token_outputs(tuned, [group[0] for group in sequences], progress)
-    else:
-        outputs = tuned.outputs(sequences, progress)
-    for output in outputs:
+    is_tokens = description.labels.task is Task.TOKENS
+    windows = [
+        _tiled(group[0], description.length) if is_tokens else [Window(group)]
+        for group in sequences
+    ]
+    every = [*chain.from_iterable(windows)]
+    outputs = recall_all(recall, every, partial(_outputs, tuned), key=attrgetter("key"))
+    found = []
+    for parts in windows:
+        found.append(torch.cat([torch.tensor(next(outputs)) for _ in parts]))
+        progress(1)
+    return predictions(description, found)
+
+
+def _outputs(tuned: Tuned, windows: Sequence[Window]) -> Iterator[list[Any]]:
+    """The outputs of the head for each window, in order, as nested lists.
+
+    Raises:
+        UntrustedNumericsError: An output is not finite.
+    """
+    letters = [window.letters for window in windows]
+    for window, output in zip(windows, tuned.outputs(letters), strict=True):
         if not bool(torch.isfinite(output).all()):
             raise UntrustedNumericsError("a prediction is NaN or infinite; try --dtype fp32")
-    return predictions(description, outputs)
+        yield output[window.kept].tolist()
 
 
-def _token_outputs(tuned: Tuned, sequences: Sequence[bytes], progress: Progress) -> list[Tensor]:
-    """Outputs [L, C] for the bases of sequences of any length.
-
-    A sequence longer than the windows of the training is read in windows that overlap by half, and
-    each base takes the output of the window in which it lies nearest to the middle.
-    """
-    window = tuned.description.length
-    pieces = [
-        (index, *part) for index, each in enumerate(sequences) for part in tiles(len(each), window)
+def _tiled(sequence: bytes, size: int) -> list[Window]:
+    """Split a sequence into overlapping windows of up to `size` bases."""
+    return [
+        Window((sequence[start:end],), slice(first - start, last - start))
+        for start, end, first, last in tiles(len(sequence), size)
     ]
-    outputs = tuned.outputs([(sequences[i][start:end],) for i, start, end, *_ in pieces], progress)
-    found: list[list[Tensor]] = [[] for _ in sequences]
-    for (index, start, _, first, last), output in zip(pieces, outputs, strict=True):
-        found[index].append(output[first - start : last - start])
-    return [torch.cat(parts) for parts in found]
 
 
 def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
-    """Windows that cover a sequence: start and end, and the bases whose outputs are taken."""
+    """Windows that cover a sequence and overlap by half.
+
+    Returns:
+        For each window its start and end, and the first and last base for which its outputs are
+        used: 0-based and half-open, in positions of the sequence.
+    """
     if length <= window:
         return [(0, length, 0, length)]
     step = max(1, window // 2)
@@ -174,6 +244,7 @@ def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
 
 
 def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
+    """Write a table with a row for each sequence, or for each base."""
     description = tuned.description
     classes, task = description.labels.classes, description.labels.task
     is_tokens, has_classes = task is Task.TOKENS, task in (Task.CLASSIFY, Task.TOKENS)
@@ -183,6 +254,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     source = blocks(_sequences(options, tuned))
     first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     with (
+        open_journal(options.output, _settings(tuned)) as recall,
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
@@ -200,7 +272,8 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
-            for sequence, values in zip(block, _predict(tuned, letters, bar.advance), strict=True):
+            predicted = _predict(tuned, letters, recall, bar.advance)
+            for sequence, values in zip(block, predicted, strict=True):
                 if not is_tokens:
                     named = [classes[int(values.argmax())]] if has_classes else []
                     write(table_line([sequence.name, *named, *map(float, values)]))
@@ -218,51 +291,81 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     console.say(f"{counted(total, 'sequence')} predicted")
 
 
+def _settings(tuned: Tuned) -> list[object]:
+    """Everything besides the sequences that determines the outputs of the head."""
+    return [
+        "evo2 predict",
+        __version__,
+        fingerprint(tuned.trunk.config, tuned.model.state_dict()),
+        precision_name(tuned.trunk),
+        tuned.description.facts,
+    ]
+
+
 def _value_names(description: Description) -> list[str]:
-    """The columns of the values."""
+    """Column names of probabilities or numbers."""
     classes = description.labels.classes
     if description.labels.task is Task.REGRESS:
         return list(classes)
     return [f"p_{name}" for name in classes]
 
 
-def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
-    """The sequences of the input: records, rows of a table, or regions."""
-    reading = tuned.model.reading
+def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[InputSequence]:
+    """Read the sequences of the input: records, rows of a table, or regions.
+
+    Raises:
+        UserError: The input is not valid, or does not hold what the model takes.
+    """
+    path = options.source
     if options.reference is not None:
+        _check_pairs(path, tuned, is_pair=False)
         yield from _regions(options)
         return
-    path = options.source
     if is_gff(path) or ".bed" in path.suffixes:
         raise UserError(f"{path}: give the genome of these regions with --reference")
     if not first_bytes(path).lstrip().startswith(b">"):
         for name, letters in read_sequences(path):
-            if (len(letters) > 1) != reading.is_pair:
-                wanted = "pairs of sequences" if reading.is_pair else "single sequences"
-                raise UserError(f"{path}: the model was trained on {wanted}")
-            yield Piece(name, letters, name, 0)
+            _check_pairs(path, tuned, is_pair=len(letters) > 1)
+            yield InputSequence(name, letters, name, 0)
         return
-    if reading.is_pair:
-        raise UserError(f"{path}: the model was trained on pairs; give a table with both sequences")
+    _check_pairs(path, tuned, is_pair=False)
     for record in read_records(path):
         require_nucleotides(path, record)
         if not record.sequence:
             raise UserError(f"{path}: record {record.name!r} is empty; remove it")
-        yield Piece(record.name, (upper_dna(record.sequence),), record.name, 0)
+        yield InputSequence(record.name, (upper_dna(record.sequence),), record.name, 0)
 
 
-def _regions(options: PredictOptions) -> Iterator[Piece]:
+def _check_pairs(source: Path, tuned: Tuned, *, is_pair: bool) -> None:
+    """Refuse pairs for a model of single sequences, and the reverse.
+
+    Raises:
+        UserError: The message begins with `source`.
+    """
+    if is_pair and not tuned.model.reading.is_pair:
+        raise UserError(f"{source}: the model was trained on single sequences, not on pairs")
+    if tuned.model.reading.is_pair and not is_pair:
+        raise UserError(
+            f"{source}: the model was trained on pairs; give a table with both sequences"
+        )
+
+
+def _regions(options: PredictOptions) -> Iterator[InputSequence]:
+    """Read regions; those on the reverse strand are reverse-complemented, except for a track."""
     assert options.reference is not None
     with Reference.open(options.reference) as genome:
         for region, found in locate_features(options.source, genome):
             bases = upper_dna(genome.fetch(found))
             if region.strand == "-" and not options.is_track:
                 bases = reverse_complement(bases)
-            yield Piece(region.name, (bases,), found.name, found.start)
+            yield InputSequence(region.name, (bases,), found.name, found.start)
 
 
 def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
-    """Write the probability of a class for each base, in the order of the input."""
+    """Write the probability of a class for each base.
+
+    Regions come in the order of the genome, records in the order of the input.
+    """
     classes = tuned.description.labels.classes
     name = options.of_class or classes[-1]
     if name not in classes:
@@ -284,27 +387,36 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
                 )
     else:
         lengths = {sequence.contig: len(sequence.letters[0]) for sequence in sequences}
+        if len(lengths) < len(sequences):
+            raise UserError(
+                f"{options.source}: sequences share a name; a track needs different names"
+            )
     with (
+        open_journal(options.output, _settings(tuned)) as recall,
         open_track(options.output, lengths) as put,
         console.progress("predict", len(sequences), "sequences") as bar,
     ):
         for sequence in sequences:
-            [values] = _predict(tuned, [sequence.letters])
+            [values] = _predict(tuned, [sequence.letters], recall, bar.advance)
             put(sequence.contig, sequence.start, values[:, column].tolist())
-            bar.advance(1)
     number = counted(len(sequences), "sequence")
     console.say(f"wrote the probability of {name} for each base of {number}")
 
 
 class _Allele(NamedTuple):
-    """The predictions for an allele: with REF, with ALT, and the difference; or only a status."""
+    """The predictions for an allele.
+
+    Attributes:
+        status: "OK", "EDGE", or why there is no prediction.
+        values: [C] each: with REF, with ALT, and the difference; or only those of the pair.
+    """
 
     status: str
     values: tuple[NDArray[np.float64], ...] = ()
 
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
-    """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
+    """Write the VCF with predictions as INFO fields; all else in its records is unchanged."""
     description, reading = tuned.description, tuned.model.reading
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
@@ -315,55 +427,56 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
-    fields = _info_fields(description.labels.classes, reading)
-    vcf = read_vcf(options.source, scored=True)  # scores and predictions stand side by side
-    _check_names(options.source, vcf.header, [STATUS, *chain.from_iterable(fields)])
+    fields = _Fields.of(description, reading, options.name)
+    vcf = read_vcf(options.source, scored=True)  # it may hold scores, too
+    _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
     source = blocks(vcf.records)
     first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     counts: Counter[str] = Counter()
     missing = ""
     with (
         Reference.open(options.reference) as genome,
-        open_output(options.output) as write,
-        console.progress("predict", None, "records") as bar,
+        open_journal(options.output, _settings(tuned)) as recall,
     ):
-        assert tuned.model.trunk is not None
         window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
-        cutter = VariantScorer(tuned.model.trunk, genome, window)
-        write(vcf.header.with_lines(_header_lines(options, description, fields)))
-        for records in chain(first, source):
-            for record, alleles in zip(
-                records, _predict_alleles(tuned, cutter, records), strict=True
-            ):
-                counts.update(allele.status for allele in alleles)
-                if alleles and not missing and genome.find(record.contig) is None:
-                    missing = f": {genome.missing_contig(record.contig)}"
-                write(_with_info(record, alleles, fields))
-                bar.advance(1)
-    if options.output is not None and options.output.suffix == ".gz":
-        index_output(options.output, Layout.VCF)
+        scorer = VariantScorer(tuned.trunk, genome, window)  # only for its windows
+        with (
+            open_output(options.output) as write,
+            console.progress("predict", None, "records") as bar,
+        ):
+            write(vcf.header.with_lines(_header_lines(options, description, fields)))
+            for records in chain(first, source):
+                predicted = _predict_alleles(tuned, scorer, records, recall)
+                for record, alleles in zip(records, predicted, strict=True):
+                    counts.update(allele.status for allele in alleles)
+                    if alleles and not missing and genome.find(record.contig) is None:
+                        missing = f": {genome.missing_contig(record.contig)}"
+                    write(_with_info(record, alleles, fields))
+                    bar.advance(1)
+        if options.output is not None and options.output.suffix == ".gz":
+            index_output(options.output, Layout.VCF)
     total = counts.total()
     done = sum(count for status, count in counts.items() if is_scored(status))
     console.say(f"{done:,} of {counted(total, 'allele')} predicted")
     if total:
         console.write_page(status_table(counts), stderr=True)
     if total and not done:
-        raise TooManySkippedError(f"{options.source}: nothing could be predicted{missing}")
+        raise TooManySkippedError(f"{options.source}: no allele could be predicted{missing}")
     if missing:
         console.warn(f"{options.source}{missing}")
 
 
 def _predict_alleles(
-    tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
+    tuned: Tuned, scorer: VariantScorer, records: Iterable[VariantRecord], recall: Recall
 ) -> list[list[_Allele]]:
-    """The alleles of some records, predicted together."""
+    """Predict the alleles of each record, all in one batch."""
     reading = tuned.model.reading
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
         found.append([])
         for alternate in record.alternates:
-            windows = cutter.windows(record, alternate)
+            windows = scorer.windows(record, alternate)
             if isinstance(windows, Status):
                 found[-1].append((str(windows), None))
                 continue
@@ -371,7 +484,7 @@ def _predict_alleles(
             found[-1].append((str(Status.EDGE if pair.at_edge else Status.OK), len(inputs)))
             sequences = (pair.reference.sequence, pair.alternate.sequence)
             inputs += [sequences] if reading.is_pair else [(sequence,) for sequence in sequences]
-    values = _predict(tuned, inputs)
+    values = _predict(tuned, inputs, recall)
 
     def allele(status: str, first: int | None) -> _Allele:
         if first is None:
@@ -384,55 +497,77 @@ def _predict_alleles(
     return [[allele(*each) for each in alleles] for alleles in found]
 
 
-def _info_fields(classes: Sequence[str], reading: Reading) -> list[list[str]]:
-    """The names of the INFO fields: of each class those of REF, ALT and the difference."""
-    kinds = ("",) if reading.is_pair else ("_REF", "_ALT", "_DIFF")
-    return [
-        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in classes] for kind in kinds
-    ]
+class _Fields(NamedTuple):
+    """Keys of the INFO fields that are added.
+
+    Attributes:
+        values: Keys of all classes, for each kind of value; the kind as the header describes it.
+        status: Key of the status.
+    """
+
+    values: dict[str, list[str]]
+    status: str
+
+    @classmethod
+    def of(cls, description: Description, reading: Reading, name: str | None) -> "_Fields":
+        """The keys for the predictions of a model; `name` tells those of several models apart."""
+        prefix = "EVO2_" if name is None else f"EVO2_{name}_"
+        classes = [re.sub(r"[^A-Za-z0-9]+", "_", each) for each in description.labels.classes]
+        if len(set(classes)) < len(classes):  # e.g. CD4+ and CD4-
+            classes = [f"{each}_{number}" for number, each in enumerate(classes, start=1)]
+        suffixes = {"with REF": "_REF", "with ALT": "_ALT", "with ALT minus that with REF": "_DIFF"}
+        if reading.is_pair:
+            suffixes = {"of the pair of windows": ""}
+        values = {
+            what: [f"{prefix}{each}{suffix}" for each in classes]
+            for what, suffix in suffixes.items()
+        }
+        return cls(values, f"{prefix}PREDICT_STATUS")
 
 
-def _check_names(source: Path, header: Header, names: Iterable[str]) -> None:
-    """Refuse a VCF that has one of the fields that will be added.
+def _check_keys(source: Path, header: Header, keys: Iterable[str]) -> None:
+    """Refuse a VCF that already has one of the fields that will be added.
 
     Raises:
-        UserError: It has.
+        UserError: It has one.
     """
-    for name in names:
-        if any(f"ID={name},".encode() in line for line in header.lines):
-            raise UserError(f"{source}: has {name} of an earlier run; give the original file")
+    for key in keys:
+        if any(f"ID={key},".encode() in line for line in header.lines):
+            raise UserError(
+                f"{source}: has {key} of an earlier run; give another --name to add the "
+                "predictions of another model, or else the original file"
+            )
 
 
 def _header_lines(
-    options: PredictOptions, description: Description, fields: list[list[str]]
-) -> list[str]:
-    what = "value" if description.labels.task is Task.REGRESS else "probability"
-    told = {"REF": "with REF", "ALT": "with ALT", "DIFF": "with ALT minus that with REF"}
-    lines = [
-        f"##evo2cli={__version__}",
-        f"##evo2Predict={options.run.resolve().name} ({description.labels.task} on "
-        f"{description.base} {description.base_fingerprint})",
-    ]
-    for names in fields:
-        for name, label in zip(names, description.labels.classes, strict=True):
-            where = told.get(name.rpartition("_")[2], "of the pair of windows")
-            lines.append(
-                f'##INFO=<ID={name},Number=A,Type=Float,Description="{what} of {label} {where}">'
-            )
-    lines.append(
-        f'##INFO=<ID={STATUS},Number=A,Type=String,Description="OK, EDGE (the window is '
+    options: PredictOptions, description: Description, fields: _Fields
+) -> Iterator[str]:
+    """Header lines that describe the fields and the model that made them."""
+    value = "value" if description.labels.task is Task.REGRESS else "probability"
+    name = "" if options.name is None else f" --name {options.name}"
+    yield f"##evo2Version={__version__}"
+    yield (
+        f"##evo2Predict={options.run.resolve().name}{name} ({description.labels.task} on "
+        f"{description.base} {description.base_fingerprint})"
+    )
+    for what, keys in fields.values.items():
+        for key, label in zip(keys, description.labels.classes, strict=True):
+            meaning = f"{value} of {label} {what}"
+            yield f'##INFO=<ID={key},Number=A,Type=Float,Description="{meaning}">'
+    yield (
+        f'##INFO=<ID={fields.status},Number=A,Type=String,Description="OK, EDGE (the window is '
         'cut or shifted at an end of the contig), or why there is no prediction">'
     )
-    return lines
 
 
-def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: list[list[str]]) -> bytes:
+def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: _Fields) -> bytes:
+    """The line of a record with the predictions for its alleles."""
     if not alleles:  # a blank line
         return record.line
     entries = []
-    for index, names in enumerate(fields):
-        for column, name in enumerate(names):
+    for index, keys in enumerate(fields.values.values()):
+        for column, key in enumerate(keys):
             cells = [cell(float(a.values[index][column]) if a.values else None) for a in alleles]
-            entries.append(f"{name}={','.join(cells)}")
-    entries.append(f"{STATUS}={','.join(allele.status for allele in alleles)}")
+            entries.append(f"{key}={','.join(cells)}")
+    entries.append(f"{fields.status}={','.join(allele.status for allele in alleles)}")
     return record.with_info(";".join(entries))

@@ -13,6 +13,7 @@ from evo2cli.errors import UserError, counted
 from evo2cli.files import size_and_time
 from evo2cli.genome.builds import length_mismatch
 from evo2cli.genome.fasta import require_fasta
+from evo2cli.genome.formats import Wanted
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, exists, is_bgzip
@@ -89,7 +90,7 @@ def holds_variants(inputs: tuple[str, ...]) -> bool:
     path = Path(inputs[0])
     if named_variants(inputs) or is_table(path) or is_variants(path):
         return True
-    require_fasta(path)
+    require_fasta(path, Wanted.FASTA_OR_VARIANTS)
     return False
 
 

@@ -102,7 +102,7 @@ class Data(Table):
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
     mask_tags: bool = True  # exclude phylogenetic tags, @ and # from the loss
-    repeats: Annotated[float, Field(ge=0, le=1000), Number] = 0.0  # in a window, on average
+    repeats: Annotated[float, Field(ge=0, le=10_000), Number] = 0.0  # in a window, on average
     inverted_repeats: Fraction = 0.25  # fraction of these repeats that are reverse complements
     longest_repeat: Annotated[int, Field(ge=MIN_SIZE), Number] | None = None  # bases
 

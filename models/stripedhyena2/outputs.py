@@ -103,22 +103,38 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 def _acquire(file: Path, output: Path, wait: bool) -> int:
     """Create a lock file, lock it and write the owner into it; returns its descriptor."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, writable = _open_lock(file)
         try:
             if lock(descriptor, wait=wait) is False:
                 raise OutputInUseError(f"{output}: {_describe(os.read(descriptor, 1 << 20))}")
             if _is_at(file, descriptor):
-                try:
-                    os.ftruncate(descriptor, 0)  # the entry of a killed process
-                    os.write(descriptor, json.dumps(_this_process()).encode())
-                except OSError:
-                    file.unlink()
-                    raise
-                return descriptor
+                if writable:
+                    _write_owner(file, descriptor)
+                    return descriptor
+                file.unlink()  # its owner was killed
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the previous owner has removed this file: try again
+        os.close(descriptor)  # this file is gone: try again
+
+
+def _open_lock(file: Path) -> tuple[int, bool]:
+    """Open a lock file; returns its descriptor, and whether this user may write to it."""
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666), True
+    except PermissionError:  # of another user, in a folder that several share; or of the folder
+        with suppress(FileNotFoundError):
+            return os.open(file, os.O_RDONLY), False
+        raise
+
+
+def _write_owner(file: Path, descriptor: int) -> None:
+    try:
+        os.ftruncate(descriptor, 0)  # the entry of a killed process
+        os.write(descriptor, json.dumps(_this_process()).encode())
+    except OSError:
+        file.unlink()
+        raise
 
 
 def _is_at(file: Path, descriptor: int) -> bool:

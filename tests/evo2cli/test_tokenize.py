@@ -33,7 +33,6 @@ from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.processes import INTERRUPTED
 from evo2cli.tokenize import pieces
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
@@ -492,16 +491,22 @@ def test_workers_do_not_share_a_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_workers_is_quiet_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "last_line"),
+    [(signal.SIGINT, "evo2: interrupted"), (signal.SIGTERM, "evo2: ended by SIGTERM")],
+)
+def test_a_signal_to_all_workers_is_quiet_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, last_line: str
+) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=400_000))
     command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
     command += ["--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     while not list(tmp_path.rglob("train.bin")) and process.poll() is None:
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, number)  # as a terminal or a batch system does
     _, told = process.communicate(timeout=60)  # the workers have closed it, too
-    assert process.returncode == INTERRUPTED
-    assert told.decode().splitlines()[-1] == "evo2: interrupted"
+    assert process.returncode == 128 + number
+    assert told.decode().splitlines()[-1] == last_line
     assert b"Traceback" not in told
     assert list(tmp_path.iterdir()) == [file]

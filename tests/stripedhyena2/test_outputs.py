@@ -1,8 +1,12 @@
 """Outputs survive a kill at any point: the old or the new whole, and the next run clears up."""
 
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,6 +135,40 @@ def test_what_lies_behind_links_is_found(tmp_path: Path) -> None:
     assert real_path(tmp_path / "one") == tmp_path / "folder" / "three"
     (tmp_path / "round").symlink_to("round")
     assert real_path(tmp_path / "round").name == "round"
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder of a user that is not root, as which this process acts meanwhile."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # every user can reach it there
+    if is_root := os.geteuid() == 0:
+        nobody = 65534
+        os.chown(folder, nobody, nobody)
+        os.seteuid(nobody)
+    yield folder
+    if is_root:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_a_lock_that_a_killed_process_of_another_user_left_does_not_block(
+    shared_folder: Path,
+) -> None:
+    output, lock = shared_folder / "x", shared_folder / ".x.lock"
+    lock.write_text("{}")
+    lock.chmod(0o444)
+    with locked(output), lock.open() as held, pytest.raises(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert list(shared_folder.iterdir()) == []
+    lock.write_text("{}")
+    lock.chmod(0o444)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OutputInUseError, match="is being written by another"), locked(output):
+            pass
+    shared_folder.chmod(0o555)
+    with pytest.raises(PermissionError), locked(shared_folder / "y"):
+        pass
 
 
 def test_two_names_of_one_file_have_one_lock(tmp_path: Path) -> None:

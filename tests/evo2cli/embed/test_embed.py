@@ -392,7 +392,7 @@ def test_invalid_options_are_refused(options: dict, message: str) -> None:
         ({"x.bed": "a\t2\t2\tnil\n", "r.fa": ">a\nACGT\n"}, {}, "'nil' has no bases"),
         ({"x.fa": ">a\nAC\n", "f.bed": "b\t0\t1\n"}, {}, r"none of its features \(1\) lies"),
         ({"x.fa": ">a\nAC\n", "f.bed": "a\t0\t1\n"}, {"feature_type": "CDS"}, "no type"),
-        ({"x.fa": ">a\nAC\n", "f.gff": "a\t0\t1\n"}, {}, "line 1: .* is not a GFF line"),
+        ({"x.fa": ">a\nAC\n", "f.gff": "a\t0\tx\n"}, {}, "line 1: .* is not a GFF line"),
         ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "needs a GFF"),
     ],
     ids=lambda _: "",

@@ -83,7 +83,7 @@ def test_severity_falls() -> None:
 def test_what_is_no_vcf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "v.vcf"
     for text, message in (
-        (">x\nACGT\n", "is neither a VCF nor a table of variants"),
+        (">x\nACGT\n", "is FASTA, which holds sequences; give a VCF or a table of variants"),
         ("##fileformat=VCFv4.2\n", "no #CHROM line"),
         (CHROM + "c\tx\t.\tA\tC\t.\t.\t.\n", "line 2: not a record"),
         (CHROM + "c\t1\t.\tA\tC\n", "line 2: not a record"),

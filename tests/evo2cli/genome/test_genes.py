@@ -106,8 +106,8 @@ def test_the_example_is_an_annotation_of_the_example() -> None:
     ("text", "message"),
     [
         ("chr1\tx\tregion\t1\t9\t.\t+\t.\tID=r\n", "has no gene"),
-        (">chr1\n", "has no gene"),
-        ("chr1\t1\t9\n", "line 1: 'chr1"),
+        (">chr1\n", "is FASTA, which holds sequences; give a GFF3 or GTF file"),
+        ("chr1\tx\t9\n", "line 1: 'chr1"),
     ],
 )
 def test_what_has_no_gene_is_refused(tmp_path: Path, text: str, message: str) -> None:

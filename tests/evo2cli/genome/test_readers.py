@@ -16,6 +16,7 @@ from pyarrow import parquet
 from evo2cli.embed.probe import read_labels
 from evo2cli.errors import UserError
 from evo2cli.eval.annotations import read_annotated
+from evo2cli.genome.contig_names import read_contig_names
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import read_features
 from evo2cli.genome.interval import Interval
@@ -75,6 +76,69 @@ def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path) -> None:
     expected = list(read(path))
     path.write_bytes(b"\xef\xbb\xbf" + valid)
     assert list(read(path)) == expected != []
+
+
+OTHERS = {
+    "FASTA": b">a b\nACGT\n",
+    "a BED": b"chr1\t5\t90\tgene\t0\t+\n",
+    "a GFF or GTF": b'#!genome-build x\nchr1\thavana\tgene\t5\t90\t.\t+\t.\tgene_id "a";\n',
+    "a VCF, which": HEADER + RECORD.replace(b"\t.\tA", b"\t12345\tA"),  # as an interval by columns
+    "a VCF without its header": RECORD,
+    "FASTQ or SAM": b"@r\nACGT\n+\nIIII\n",
+    "SAM or an interval list": b"@HD\tVN:1.6\nchr1\t5\t90\t+\tgene\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "way_out"),
+    [
+        ("x.bed", "FASTA", "give a BED file"),
+        ("x.bed", "a GFF or GTF", "convert it to BED first (gff2bed, gtf2bed)"),
+        ("x.bed", "a VCF, which", "convert it to BED first (bcftools query"),
+        ("x.bed", "a VCF without its header", "give a BED file"),
+        ("x.bed", "SAM or an interval list", "convert it to BED first (picard IntervalListToBed)"),
+        ("x.gff", "FASTA", "give a BED, GFF3 or GTF file"),
+        ("x.gff", "a BED", "give it the suffix .bed"),
+        ("x.gff", "a VCF, which", "convert it to BED first (bcftools query"),
+        ("x.features", "a GFF or GTF", "give it the suffix .gff3 or .gtf"),
+        ("x.vcf", "FASTA", "give a VCF"),
+        ("x.vcf", "a BED", "give a VCF"),
+        ("x.vcf", "a VCF without its header", "put the lines ##fileformat=VCFv4.2"),
+        ("x.fa", "a BED", "give FASTA"),
+        ("x.fa", "a GFF or GTF", "give FASTA"),
+        ("x.fa", "a VCF, which", "give FASTA"),
+        ("x.fa", "FASTQ or SAM", "convert it to FASTA first (seqtk seq -A, samtools fasta)"),
+        ("x.tsv", "FASTA", "give a table whose first line names its columns"),
+        ("x.tsv", "a BED", "give a table whose first line names its columns"),
+        ("x.tsv", "a GFF or GTF", "give a table whose first line names its columns"),
+        ("x.eval", "a BED", "give a VCF or a table of variants"),
+        ("x.names", "a VCF, which", "give a table of names of contigs"),
+    ],
+)
+def test_a_file_of_another_format_is_named_with_the_way_out(
+    name: str, other: str, way_out: str, tmp_path: Path
+) -> None:
+    readers = {name: read for name, (read, *_) in READERS.items()}
+    readers |= {"x.features": read_features, "x.names": lambda path: [read_contig_names(path)]}
+    path = tmp_path / name
+    path.write_bytes(OTHERS[other])
+    found = outcome(readers[name], path)
+    assert found.startswith(f"{path}: is {other}"), found
+    assert f"; {way_out}" in found
+
+
+def test_an_interval_that_looks_like_a_record_of_a_vcf_is_read(tmp_path: Path) -> None:
+    """Its name may be spelled in bases, or be a dot."""
+    path = tmp_path / "x.bed"
+    for name in ("CAT", "."):
+        path.write_text(f"track name=x\n1\t5\t9\t{name}\t0\t+\t5\t9\t0\n")
+        assert list(read_bed(path)) == [Interval("1", 5, 9)]
+
+
+def test_a_wrong_line_after_others_is_not_taken_for_another_format(tmp_path: Path) -> None:
+    path = tmp_path / "x.bed"
+    path.write_text(f"1\t5\t9\n{OTHERS['a VCF without its header'].decode()}")
+    assert "line 2: '1 5 .' is not a BED interval" in outcome(read_bed, path)
 
 
 def test_a_header_that_is_not_valid_closes_the_file_at_once(tmp_path: Path) -> None:

@@ -378,5 +378,11 @@ def test_of_many_failures_one_with_a_reason_is_told() -> None:
         "rank 3 was killed by SIGKILL",
         137,
     )
+    terminated = first_failure({1: 128 + signal.SIGTERM})  # as `evo2` reports it
+    assert (str(terminated).partition(";")[0], terminated.exit_code) == (
+        "rank 1 was killed by SIGTERM",
+        143,
+    )
+    assert str(first_failure({1: 255})).startswith("rank 1 exited with code 255")
     assert first_failure({0: 1, 2: 1}).exit_code == 1
     assert str(first_failure({0: 1, 2: 4})).startswith("rank 2 exited with code 4")

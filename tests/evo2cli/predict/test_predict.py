@@ -2,21 +2,28 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pysam
 import pytest
 import torch
 
 from evo2cli.finetune.examples import Examples
-from evo2cli.finetune.folder import open_tuned
+from evo2cli.finetune.folder import open_tuned, read_description
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
-from evo2cli.options import ModelOptions
-from evo2cli.predict.run import predict_table, tiles
-from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
+from evo2cli.journal import _Journal
+from evo2cli.options import DType, ModelOptions
+from evo2cli.predict.options import PredictOptions
+from evo2cli.predict.run import _Fields, predict, predict_table, tiles
+from tests.evo2cli.finetune.conftest import Run, base, random_dna, small_table, tune
+from tests.ranks import Hold, World
 
 __all__ = ["base", "tune"]  # fixtures
 
@@ -86,7 +93,7 @@ def test_an_output_does_not_depend_on_what_is_read_with_it(
     examples = [(each, each[::-1]) if kind == "pairs" else (each,) for each in letters]
     tuned = open_tuned(runs[kind], ModelOptions(device="cpu"))
     outputs = tuned.outputs(examples)
-    turned = tuned.outputs(examples[::-1])[::-1]
+    turned = [*tuned.outputs(examples[::-1])][::-1]
     for example, output, other in zip(examples, outputs, turned, strict=True):
         [alone] = tuned.outputs([example])
         assert torch.equal(output, alone)
@@ -113,10 +120,13 @@ def test_regions_are_sequences_of_the_genome_on_their_strand(
     bed.write_text("c\t3\t20\tone\t0\t+\nc\t10\t30\ttwo\t0\t-\n")
     reverse = bases[10:30].translate(str.maketrans("ACGT", "TGCA"))[::-1]
     fasta.write_text(f">one\n{bases[3:20]}\n>two\n{reverse}\n")
+    gff = tmp_path / "x.gff3"
+    gff.write_text("c\t.\tx\t4\t20\t.\t+\t.\tID=one\nc\t.\tx\t11\t30\t.\t-\t.\tID=two\n")
     run = str(runs["classify"])
-    _, of_regions, err = command_line("predict", run, str(bed), "-R", str(genome))
     _, of_sequences, _ = command_line("predict", run, str(fasta))
-    assert of_regions == of_sequences, err
+    for regions in (bed, gff):
+        _, of_regions, err = command_line("predict", run, str(regions), "-R", str(genome))
+        assert of_regions == of_sequences, err
 
 
 def test_variants_keep_their_lines(
@@ -162,7 +172,54 @@ def test_scores_and_predictions_stand_side_by_side(
     assert sum("EVO2_DELTA=1;" in row for row in both) == text.count("EVO2_DELTA=1;")
     code, _, err = command_line(*words, str(output))
     assert code == 2
-    assert "has EVO2_PREDICT_STATUS of an earlier run; give the original file" in err
+    assert "has EVO2_high_REF of an earlier run; give another --name to add" in err
+
+
+def info_of(vcf: Path) -> list[dict[str, str]]:
+    """The INFO of each record, by key."""
+    lines = [line for line in vcf.read_text().splitlines() if not line.startswith("#")]
+    entries = [line.split("\t")[7].split(";") for line in lines]
+    return [dict(entry.split("=", 1) for entry in each if "=" in entry) for each in entries]
+
+
+def test_one_vcf_holds_predictions_of_several_models(
+    runs: dict[str, Path], tmp_path: Path, tune: Run, command_line: Command
+) -> None:
+    """Also of models with the same classes; each has the values that it has alone."""
+    tune(small_table(tmp_path / "x.tsv", "classify", count=40), method="head", seed=5)
+    genome = ROOT / "examples" / "phix174.fa"
+    first, both, alone = (tmp_path / f"{name}.vcf" for name in ("first", "both", "alone"))
+    steps: list[tuple[Path, Path, Path, list[str]]] = [
+        (runs["classify"], ROOT / "examples" / "phix174.vcf", first, []),
+        (tmp_path / "run", ROOT / "examples" / "phix174.vcf", alone, []),
+        (tmp_path / "run", first, both, ["--name", "brain.2"]),
+    ]
+    for run, source, output, words in steps:
+        words += ["-R", str(genome), "-O", str(output)]
+        code, _, err = command_line("predict", str(run), str(source), *words)
+        assert code == 0, err
+    for one, other, found in zip(info_of(first), info_of(alone), info_of(both), strict=True):
+        added = {
+            key.replace("EVO2_", "EVO2_brain.2_", 1): value
+            for key, value in other.items()
+            if key.startswith("EVO2_")
+        }
+        assert found == {**one, **added}
+    with pysam.VariantFile(str(both)) as file:
+        keys = {key for key in file.header.info if key.startswith("EVO2_brain.2_")}
+    assert keys == {key for info in info_of(both) for key in info if "brain" in key}
+    assert b"##evo2Predict=run --name brain.2 (classify on " in both.read_bytes()
+    code, _, err = command_line("predict", str(run), str(both), "-R", str(genome), *words[:2])
+    assert code == 2
+    assert "has EVO2_brain.2_high_REF of an earlier run; give another --name" in err
+
+
+def test_classes_whose_keys_would_be_the_same_are_numbered(runs: dict[str, Path]) -> None:
+    description = read_description(runs["classify"] / "final")
+    assert description.reading is not None
+    labels = replace(description.labels, classes=("CD4+", "CD4-"))
+    keys = _Fields.of(replace(description, labels=labels), description.reading, None)
+    assert keys.values["with REF"] == ["EVO2_CD4__1_REF", "EVO2_CD4__2_REF"]
 
 
 def test_variants_of_another_genome_end_with_3(
@@ -175,7 +232,7 @@ def test_variants_of_another_genome_end_with_3(
     assert code == 3
     assert "CONTIG_MISSING       39" in err
     assert err.endswith(
-        "nothing could be predicted: the genome has no contig NC_001422.1; it has other\n"
+        "no allele could be predicted: the genome has no contig NC_001422.1; it has other\n"
     )
     assert output.with_name("out.vcf.gz.tbi").is_file()
 
@@ -210,6 +267,83 @@ def test_tracks_have_the_values_of_tables(
     assert code == 0, err
 
 
+@pytest.fixture
+def sequences(tmp_path: Path) -> Path:
+    """A FASTA; the last of its sequences are longer than those of the training."""
+    random = np.random.default_rng(5)
+    records = [f">s{index}\n{random_dna(random, 12 + 6 * index)}\n" for index in range(8)]
+    (tmp_path / "x.fa").write_text("".join(records))
+    return tmp_path / "x.fa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("classify", "x.tsv.gz"),
+        ("tokens", "x.tsv"),
+        ("tokens", "x.bedgraph"),
+        ("tokens", "x.bw"),
+        ("regress", "x.vcf.gz"),
+        ("pairs", "x.vcf"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    runs: dict[str, Path], sequences: Path, command_line: Command, kind: str, name: str
+) -> None:
+    if name == "x.bw":
+        pytest.importorskip("pyBigWig")
+    words = ["predict", str(runs[kind]), str(sequences), "--device", "cpu"]
+    if ".vcf" in name:
+        examples = ROOT / "examples"
+        words[2:3] = [str(examples / "phix174.vcf"), "-R", str(examples / "phix174.fa")]
+    folder = sequences.parent / "output"
+    folder.mkdir()
+    output, whole = folder / name, sequences.with_name(f"whole-{name}")
+    code, _, err = command_line(*words, "-O", str(whole))
+    assert code == 0, err
+    words += ["-O", str(output)]
+    killed = World(1, sequences.parent, "killed", words, Hold(_Journal, "recall", call=6))
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
+    assert not output.exists()
+    code, _, err = command_line(*words)
+    assert code == 0, err
+    assert f"resumed after 6 results stored in {output}.journal" in err
+    assert output.read_bytes() == whole.read_bytes()
+    assert {file.name for file in folder.iterdir()} <= {name, f"{name}.tbi"}
+
+
+def test_results_of_another_model_precision_or_sequence_are_not_used_again(
+    runs: dict[str, Path],
+    sequences: Path,
+    tune: Run,
+    capsys: pytest.CaptureFixture[str],
+    stopped_after: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    output, straight = sequences.with_name("x.tsv"), sequences.with_name("straight.tsv")
+    table = sequences.with_name("table.tsv")
+    tune(small_table(table, "classify", count=40), method="head", seed=5)
+    before = {"run": runs["classify"], "source": sequences, "output": output, "device": "cpu"}
+    changed = sequences.with_name("changed.fa")
+    changed.write_text(sequences.read_text().replace(">s2\n", ">s2\nACG"))
+    for others, num_kept in (
+        ({"run": sequences.with_name("run")}, 0),
+        ({"dtype": DType.FP64}, 0),
+        ({"source": changed}, 2),
+        ({}, 5),
+    ):
+        now: dict[str, Any] = {**before, **others}
+        predict(PredictOptions(**{**now, "output": straight}))
+        with stopped_after(5):
+            predict(PredictOptions(**before))
+        capsys.readouterr()
+        predict(PredictOptions(**now))
+        assert output.read_bytes() == straight.read_bytes()
+        said = capsys.readouterr().err
+        assert ("resumed after" in said) == bool(num_kept)
+        assert f"resumed after {num_kept} results" in said or not num_kept
+        assert not output.with_name("x.tsv.journal").exists()
+
+
 @pytest.mark.parametrize(("length", "window"), [(5, 8), (8, 8), (9, 8), (30, 8), (31, 7), (3, 1)])
 def test_tiles_cover_every_base_once(length: int, window: int) -> None:
     found = tiles(length, window)
@@ -229,7 +363,14 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
         ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
+        ("pairs", ["x.bed", "-R", "x.fa"], "trained on pairs"),
+        ("pairs", ["x.tsv"], "trained on pairs"),
+        ("classify", ["pairs.tsv"], "trained on single sequences"),
         ("classify", ["x.fa", "-O", "x.docx"], "needs one of the suffixes"),
+        ("classify", ["x.fa", "--name", "b"], "--name b: only for a VCF, and x.fa is not one"),
+        ("classify", ["x.fa", "-O", "x.vcf"], "-output x.vcf: only for a VCF, and x.fa is not"),
+        ("tokens", ["twice.fa", "-O", "x.bedgraph"], "twice.fa: sequences share a name"),
+        ("classify", ["x.vcf", "--name", "b;c"], "--name b;c: may have letters, digits, _ and ."),
     ],
 )
 def test_what_cannot_be_predicted_is_said(
@@ -243,7 +384,10 @@ def test_what_cannot_be_predicted_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.fa").write_text(">c\nACGTACGTAA\n")
+    Path("twice.fa").write_text(">c\nACGTACGTAA\n>c\nACG\n")
     Path("x.bed").write_text("c\t1\t5\n")
+    Path("x.tsv").write_text("sequence\nACGTACGTAA\n")
+    Path("pairs.tsv").write_text("sequence_a\tsequence_b\nACGTACGTAA\tACG\n")
     header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
     Path("bad.vcf").write_text(f"{header}c\tthree\t.\tG\tA\t.\t.\t.\n")
@@ -270,6 +414,28 @@ def test_another_base_is_refused(
     code, _, err = command_line("predict", str(copy), str(tmp_path / "x.fa"))
     assert code == 2
     assert "belongs to the model nano (fingerprint" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "sequences", "message"),
+    [
+        ("pairs", "sequence\tlabel\nACGT\tsame\nACG\tother\n", "trained on pairs"),
+        ("classify", "sequence_a\tsequence_b\tlabel\nACGT\tACG\thigh\n", "single sequences"),
+    ],
+)
+def test_eval_task_refuses_pairs_for_single_sequences_and_the_reverse(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    command_line: Command,
+    kind: str,
+    sequences: str,
+    message: str,
+) -> None:
+    (tmp_path / "x.tsv").write_text(sequences)
+    words = ["eval", "task", str(runs[kind]), str(tmp_path / "x.tsv"), "--device", "cpu"]
+    code, _, err = command_line(*words)
+    assert code == 2
+    assert message in err
 
 
 def test_eval_task_repeats_the_report(tmp_path: Path, tune: Run, command_line: Command) -> None:
