@@ -251,13 +251,15 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     columns = ["name", *(["position", "base"] if is_tokens else [])]
     columns += [*(["prediction"] if has_classes else []), *_value_names(description)]
     num_cut = total = 0
+    source = blocks(_sequences(options, tuned))
+    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     with (
         open_journal(options.output, _settings(tuned)) as recall,
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
         write(table_line(columns))
-        for block in blocks(_sequences(options, tuned)):
+        for block in chain(first, source):
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
                 cut = Cut(description.cut)
@@ -428,6 +430,8 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     fields = _Fields.of(description, reading, options.name)
     vcf = read_vcf(options.source, scored=True)  # it may hold scores, too
     _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
+    source = blocks(vcf.records)
+    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
     counts: Counter[str] = Counter()
     missing = ""
     with (
@@ -441,7 +445,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
             console.progress("predict", None, "records") as bar,
         ):
             write(vcf.header.with_lines(_header_lines(options, description, fields)))
-            for records in blocks(vcf.records):
+            for records in chain(first, source):
                 predicted = _predict_alleles(tuned, scorer, records, recall)
                 for record, alleles in zip(records, predicted, strict=True):
                     counts.update(allele.status for allele in alleles)

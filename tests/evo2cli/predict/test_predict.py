@@ -358,6 +358,8 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("classify", ["x.fa", "-O", "x.bw"], "a track needs a value for each base"),
         ("classify", ["x.vcf"], "give the genome of the variants"),
         ("classify", ["x.bed"], "give the genome of these regions"),
+        ("classify", ["bad.fa"], "not a nucleotide"),
+        ("classify", ["bad.vcf", "-R", "x.fa"], "line 3"),
         ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
         ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
@@ -388,8 +390,10 @@ def test_what_cannot_be_predicted_is_said(
     Path("pairs.tsv").write_text("sequence_a\tsequence_b\nACGTACGTAA\tACG\n")
     header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
-    code, _, err = command_line("predict", str(runs[kind]), *arguments)
-    assert code == 2
+    Path("bad.vcf").write_text(f"{header}c\tthree\t.\tG\tA\t.\t.\t.\n")
+    Path("bad.fa").write_text(">c\nAC!T\n")
+    code, out, err = command_line("predict", str(runs[kind]), *arguments)
+    assert (code, out) == (2, "")
     assert message in err
 
 
