@@ -25,7 +25,7 @@ def open_journal(
 
     Yields `recall(key, compute)`, which replays the results of an earlier run with the same
     `settings`, as long as the keys come in the same order; after that it calls `compute()` and
-    stores the result.
+    stores the result. A warning counts the results of an earlier run that are discarded.
 
     Args:
         output: Output file, or None for stdout, which has no journal: `recall` always computes.
@@ -33,10 +33,10 @@ def open_journal(
         restart: Discard the results of an earlier run.
     """
     path = journal_of(output)
-    if restart and path is not None:
-        path.unlink(missing_ok=True)
-    with open_journals([path], settings) as [recall]:
+    with keep_journal(path, settings, restart=restart) as recall:
         yield recall
+    if path is not None:
+        path.unlink()
 
 
 def journal_of(output: Path | None) -> Path | None:
@@ -61,13 +61,15 @@ def open_journals(
 
 
 @contextmanager
-def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
+def keep_journal(
+    path: Path | None, settings: Sequence[object], *, restart: bool = False
+) -> Iterator[Recall]:
     """As `open_journal`, but the journal is kept when the block ends; None for no journal."""
     if path is None:
         yield lambda _key, compute: compute()
         return
     with writing(path):
-        journal = _Journal(path, json.dumps(settings))
+        journal = _Journal(path, json.dumps(settings), restart=restart)
     try:
         yield journal.recall
     finally:
@@ -103,16 +105,15 @@ def recall_all(
 class _Journal:
     """JSON lines: first the settings, then [key, result] pairs; drops an incomplete last line."""
 
-    def __init__(self, path: Path, settings: str) -> None:
+    def __init__(self, path: Path, settings: str, *, restart: bool) -> None:
         self._path = path
         self._stream = path.open("a+b")
         # The workers of a killed command outlive it for a moment, and may still write.
         outputs.lock(self._stream.fileno(), wait=True)
         self._stream.seek(0)
         first = settings.encode() + b"\n"
-        if self._stream.readline() != first:
-            self._stream.truncate(0)
-            self._stream.seek(0)  # `truncate` does not move the position, which `recall` reads
+        if self._stream.readline() != first or restart:
+            self._discard(0)
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0
@@ -134,10 +135,22 @@ class _Journal:
 
     def _stop_replaying(self, offset: int) -> None:
         self._replaying = False
-        self._stream.truncate(offset)
+        self._stream.seek(offset)
+        self._discard(offset)
         if self._num_recalled:
             console.say(
                 f"resumed after {counted(self._num_recalled, 'result')} stored in {self._path}"
+            )
+
+    def _discard(self, offset: int) -> None:
+        """Cut the journal off at `offset`, and warn of the results that stood here and below."""
+        num_lost = sum(_read_entry(line) is not None for line in self._stream)
+        self._stream.truncate(offset)
+        self._stream.seek(offset)  # `truncate` does not move the position, which `recall` reads
+        if num_lost:
+            console.warn(
+                f"{self._path}: {counted(num_lost, 'result')} of a run with other options, another "
+                "model or another input discarded"
             )
 
     def close(self) -> None:

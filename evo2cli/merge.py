@@ -103,11 +103,11 @@ def _check_order(parts: Sequence[_Head]) -> None:
     shards = [part.shard for part in parts]
     if any(shards):
         if shards != [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]:
-            listing = ", ".join(shard or "none" for shard in shards)
-            raise UserError(
-                f"{parts[0].path}, ...: are the shards {listing}; give all shards of one run, in "
-                "order"
+            listing = ", ".join(
+                f"{part.path} is {f'shard {part.shard}' if part.shard else 'no shard'}"
+                for part in parts
             )
+            raise UserError(f"{listing}; give all shards of one run, in order")
         return
     seen: set[Path] = set()
     for part in parts:  # tables of versions that did not record the shard

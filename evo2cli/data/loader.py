@@ -92,7 +92,9 @@ class WindowLoader:
         self._reverse_complement, self._mask_tags = reverse_complement, mask_tags
         self._repeats = repeats
         if repeats is not None and length < MIN_LENGTH:
-            raise ValueError(f"a window of {length} is too short for repeats; {MIN_LENGTH} is not")
+            raise ValueError(
+                f"a window of {length} is too short for repeats; use at least {MIN_LENGTH}"
+            )
         self._packings = [_pack(source, packing, length, shifted=True) for source in documents]
         counts = [packed.num_windows for packed in self._packings]
         if not all(counts):

@@ -13,7 +13,7 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.vcf import is_scored
 from evo2cli.models import open_model, warn_beyond_context
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.input import Read, check_regions, count_shard
+from evo2cli.score.input import Read, check_contigs, check_regions, count_shard
 from evo2cli.score.options import Feature, ScoreOptions, VariantOptions
 from evo2cli.score.report import status_table
 from evo2cli.score.variants import find_reference, open_reference
@@ -44,6 +44,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         open_reference(path, options) as genome,
         console.progress("count", total, "records") as bar,
     ):
+        check_contigs(variants.header, genome)
         if isinstance(options, ScoreOptions) and genome.names:
             check_regions(options, genome)
         model = open_model(replace(options, device=devices[0]))

@@ -3,16 +3,24 @@
 Sequences are read in chunks, and the state between chunks is exact. Memory holds the KV cache of
 the bases read, and the time of attention grows with the square of the length.
 
+A journal keeps the values of each chunk, but not the state after it. A run that resumes within a
+section therefore reads the finished part of that section again, for its state alone.
+
 L tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
-from evo2cli import console
+from evo2cli import __version__, console
 from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT, upper_dna
@@ -20,16 +28,14 @@ from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import read_bed
-from evo2cli.models import memory_explained, open_model, warn_beyond_context
+from evo2cli.journal import Recall, open_journal, recall_all
+from evo2cli.models import memory_explained, open_model, precision_name, warn_beyond_context
 from evo2cli.track.formats import check_track, open_track
 from evo2cli.track.options import TrackOptions, Value
 from stripedhyena2 import StripedHyena2, scoring
-from stripedhyena2.progress import ignore_progress
-from stripedhyena2.scoring import (
-    ScoringState,
-    require_finite,
-    token_logprobs,
-)
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.progress import Progress, ignore_progress
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 DEFAULT_LEAD = 8192  # bases read before a region, unless the model's context is shorter
 
@@ -49,6 +55,32 @@ class Section:
     start: int
     lead: bytes
     bases: bytes
+
+    @property
+    def chunks(self) -> list["Chunk"]:
+        """The chunks in which its bases are read, in order."""
+        checksum, found = zlib.crc32(self.lead), []
+        for start in range(0, len(self.bases), scoring.CHUNK):
+            chunk = self.bases[start : start + scoring.CHUNK]
+            checksum = zlib.crc32(chunk, checksum)
+            end = start + len(chunk)
+            found.append(Chunk(start, end, f"{len(self.lead)} {start}-{end} {checksum:08x}"))
+        return found
+
+
+class Chunk(NamedTuple):
+    """Bases of a section that are read in one forward pass.
+
+    Attributes:
+        start: Index of its first base in the section.
+        end: Index after its last base.
+        key: Its key in the journal, with a checksum of all bases of the section up to its end,
+            and of those before the section.
+    """
+
+    start: int
+    end: int
+    key: str
 
 
 @locks_output
@@ -85,28 +117,70 @@ def write_track(options: TrackOptions) -> None:
     warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     with (
         memory_explained(f"evo2 track on {options.device}", "use shorter --regions"),
+        open_journal(options.output, _settings(options, model, lead)) as recall,
         open_track(options.output, lengths) as write,
         console.progress("score", total, "bases") as bar,
     ):
         for section in _sections(options, lead):
-            for start, values in section_values(model, options.value, section, bar.advance):
+            for start, values in _recalled(model, options.value, section, recall, bar.advance):
                 write(section.name, start, values)
     console.say(f"{options.value} of {counted(total, 'base')}")
+
+
+def _settings(options: TrackOptions, model: StripedHyena2, lead: int | None) -> list[object]:
+    """Everything besides the bases that determines the values."""
+    return [
+        "evo2 track",
+        __version__,
+        fingerprint(model.config, model.state_dict()),
+        precision_name(model),
+        options.value,
+        lead,
+    ]
+
+
+def _recalled(
+    model: StripedHyena2, value: Value, section: Section, recall: Recall, progress: Progress
+) -> Iterator[tuple[int, list[float]]]:
+    """As `section_values`, from the journal as far as it goes."""
+
+    def compute(remaining: Sequence[Chunk]) -> Iterator[str]:
+        first = remaining[0].start
+        progress(-first)  # counted from the journal; these bases are read again
+        for _, values in section_values(model, value, section, first, progress):
+            # In fp32, the last decimals of a bedGraph would change.
+            yield b64encode(np.array(values, "<f8").tobytes()).decode()
+
+    chunks = section.chunks
+    stored = recall_all(recall, chunks, compute, key=attrgetter("key"))
+    for chunk, text in zip(chunks, stored, strict=True):
+        values = np.frombuffer(b64decode(text), "<f8").tolist()
+        yield section.start + chunk.end - len(values), values
+        progress(chunk.end - chunk.start)
 
 
 def section_values(
     model: StripedHyena2,
     value: Value,
     section: Section,
-    advance: Callable[[int], None] = ignore_progress,
+    first: int = 0,
+    progress: Progress = ignore_progress,
 ) -> Iterator[tuple[int, list[float]]]:
     """Yield the values of a section by chunk: the position of the first value, and the values.
+
+    Args:
+        model: The model.
+        value: What to compute of each base.
+        section: The section.
+        first: Start of the first chunk that gets values; bases before it are only read.
+        progress: Called with the number of bases of the section that were only read.
 
     Raises:
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
     state = ScoringState.start(model).extend(section.lead)
-    for offset in range(0, len(section.bases), scoring.CHUNK):
+    state = state.extend(section.bases[:first], progress)
+    for offset in range(first, len(section.bases), scoring.CHUNK):
         chunk = section.bases[offset : offset + scoring.CHUNK]
         state, ids_L, logprobs_LV = state.predict(chunk)
         require_finite(state.logprob, model, chunk, f"{section.name}: from base {offset + 1:,} on")
@@ -114,7 +188,6 @@ def section_values(
             token_logprobs(logprobs_LV, ids_L) if value is Value.LOGPROB else entropy(logprobs_LV)
         )
         yield section.start + offset + len(chunk) - len(values_L), values_L.tolist()
-        advance(len(chunk))
 
 
 def entropy(logprobs_LV: Tensor) -> Tensor:

@@ -447,6 +447,12 @@ class Recipe(Table):
     def _tables_agree(self) -> Self:
         if self.finetune is not None and self.finetune.task != "lm" and self.data.corpus:
             raise ValueError("[finetune] needs data.sources (labelled tables), not data.corpus")
+        longest = self.data.longest_repeat
+        if longest is not None and longest > self.batch.length // 2:
+            raise ValueError(
+                f"data.longest_repeat = {longest} is more than half of batch.length = "
+                f"{self.batch.length}"
+            )
         if self.extend is not None and self.batch.length > self.extend.to:
             raise ValueError(
                 f"batch.length = {self.batch.length} is longer than extend.to = {self.extend.to}"

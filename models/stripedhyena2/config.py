@@ -171,12 +171,13 @@ def change_config(config: ModelConfig, changes: Mapping[str, Any], origin: str) 
     return make_config({**asdict(config), **current_keys(changes, origin)}, origin)
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: str | Path) -> ModelConfig:
     """Read a shape from our TOML, or from a released yml.
 
     Raises:
         ConfigError: The file is neither, or the shape is invalid.
     """
+    path = Path(path)
     values = read_values(path, ConfigError)
     if path.suffix in (".yml", ".yaml"):
         values = from_released(values, str(path))

@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from evo2cli import console
 from evo2cli.app import main
+from evo2cli.journal import _Journal
 from evo2cli.training import loop
 from stripedhyena2 import ModelConfig, StripedHyena2, save
 from tests.models import random_model
@@ -34,6 +35,28 @@ def command_line(
         return ended.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """A block that ends as by Ctrl-C once so many results are stored in a journal."""
+    recall = _Journal.recall
+
+    @contextmanager
+    def stop(count: int) -> Iterator[None]:
+        def recall_some(journal: _Journal, *arguments: Any) -> Any:
+            nonlocal count
+            if not count:
+                raise KeyboardInterrupt
+            count -= 1
+            return recall(journal, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Journal, "recall", recall_some)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return stop
 
 
 # Of a module: as long as playwright runs, no test can start an event loop of its own.

@@ -37,13 +37,14 @@ TORN = [b"", b'["record 7", [4', b'["record 7", [49, 2.0, null]]', b"5\n", b"{}\
 
 @pytest.mark.parametrize("torn", TORN, ids=lambda torn: torn[:10])
 @pytest.mark.parametrize("stop_after", [0, 7, 19])
-def test_a_stopped_run_goes_on_and_finds_the_same(tmp_path, stop_after, torn):
+def test_a_stopped_run_goes_on_and_finds_the_same(tmp_path, capsys, stop_after, torn):
     expected, _ = squares(tmp_path / "straight", ["a"])
     output, journal = tmp_path / "x.vcf", tmp_path / "x.vcf.journal"
     with pytest.raises(KeyboardInterrupt):
         squares(output, ["a"], stop_after=stop_after)
     journal.write_bytes(journal.read_bytes() + torn)
     assert squares(output, ["a"]) == (expected, len(KEYS) - stop_after)
+    assert "warning" not in said(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,15 +56,25 @@ def test_a_run_that_is_stopped_twice_keeps_both_parts(tmp_path):
     assert squares(tmp_path / "x", []) == (expected, len(KEYS) - 11)
 
 
-def test_a_journal_of_other_settings_or_other_records_is_not_used(tmp_path):
+def test_a_journal_of_other_settings_or_other_records_is_not_used_and_a_warning_says_so(
+    tmp_path, capsys
+):
     output = tmp_path / "x.vcf"
-    with pytest.raises(KeyboardInterrupt):
-        squares(output, ["window 10"], stop_after=7)
-    assert squares(output, ["window 20"])[1] == len(KEYS)
+    for settings, restart in ((["window", 20], False), (["window", 10], True)):
+        with pytest.raises(KeyboardInterrupt):
+            squares(output, ["window", 10], stop_after=7)
+        assert squares(output, settings, restart=restart)[1] == len(KEYS)
+        assert "x.vcf.journal: 7 results of a run with other" in said(capsys)
     with pytest.raises(KeyboardInterrupt):
         squares(output, [], stop_after=7)
     with open_journal(output, []) as recall:
+        assert recall(KEYS[0], lambda: "fresh") == [0, 0.0, None]
         assert recall("another record", lambda: "fresh") == "fresh"
+    assert "x.vcf.journal: 6 results of a run with other" in said(capsys)
+
+
+def said(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("settings", [["other"], ["same"]])

@@ -219,9 +219,14 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         load("nano", device="cuda")
 
 
-def test_saved_is_loaded(tiny_model: StripedHyena2, tmp_path: Path) -> None:
-    save(tiny_model, tmp_path / "model", {"steps": 3})
-    again = load(tmp_path / "model", dtype=torch.float64)
+@pytest.mark.parametrize("kind", [Path, str])
+def test_saved_is_loaded(
+    tiny_model: StripedHyena2, tmp_path: Path, kind: type[Path] | type[str]
+) -> None:
+    folder = kind(tmp_path / "model")
+    save(tiny_model, folder, {"steps": 3})
+    again = load(folder, dtype=torch.float64)
+    assert read_config(kind(tmp_path / "model" / "config.toml")) == tiny_model.config
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert native.read(tmp_path / "model").provenance == {"steps": 3}

@@ -185,7 +185,7 @@ def _warn_once(message: str | None) -> None:
         _LOG.warning(message)
 
 
-def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None:
+def save(model: StripedHyena2, folder: str | Path, provenance: dict[str, Any]) -> None:
     """Write a model as a native checkpoint folder, with its filters in inference form.
 
     Raises:
@@ -194,7 +194,7 @@ def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None
     """
     if float8_parts(model):
         raise CheckpointError(f"{folder}: weights rounded to FP8 are not saved; load without fp8")
-    save_weights(model.config, folded_state(model), folder, provenance)
+    save_weights(model.config, folded_state(model), Path(folder), provenance)
 
 
 def save_weights(

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,28 +345,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert {file.name for file in folder.iterdir()} <= {name, f"{name}.tbi"}
 
 
-def stopped_after(count: int, options: PredictOptions) -> None:
-    """Predict, and end as by Ctrl-C once as many results are stored."""
-    recall = _Journal.recall
-
-    def recall_some(journal: _Journal, *arguments: Any) -> Any:
-        nonlocal count
-        if not count:
-            raise KeyboardInterrupt
-        count -= 1
-        return recall(journal, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Journal, "recall", recall_some)
-        with pytest.raises(KeyboardInterrupt):
-            predict(options)
-
-
 def test_results_of_another_model_precision_or_sequence_are_not_used_again(
     runs: dict[str, Path],
     sequences: Path,
     tune: Run,
     capsys: pytest.CaptureFixture[str],
+    stopped_after: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     output, straight = sequences.with_name("x.tsv"), sequences.with_name("straight.tsv")
     table = sequences.with_name("table.tsv")
@@ -381,7 +366,8 @@ def test_results_of_another_model_precision_or_sequence_are_not_used_again(
     ):
         now: dict[str, Any] = {**before, **others}
         predict(PredictOptions(**{**now, "output": straight}))
-        stopped_after(5, PredictOptions(**before))
+        with stopped_after(5):
+            predict(PredictOptions(**before))
         capsys.readouterr()
         predict(PredictOptions(**now))
         assert output.read_bytes() == straight.read_bytes()
@@ -405,6 +391,8 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("classify", ["x.fa", "-O", "x.bw"], "a track needs a value for each base"),
         ("classify", ["x.vcf"], "give the genome of the variants"),
         ("classify", ["x.bed"], "give the genome of these regions"),
+        ("classify", ["bad.fa"], "not a nucleotide"),
+        ("classify", ["bad.vcf", "-R", "x.fa"], "line 3"),
         ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
         ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
@@ -415,7 +403,6 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("classify", ["x.fa", "--name", "b"], "--name b: only for a VCF, and x.fa is not one"),
         ("classify", ["x.fa", "-O", "x.vcf"], "-output x.vcf: only for a VCF, and x.fa is not"),
         ("tokens", ["twice.fa", "-O", "x.bedgraph"], "twice.fa: sequences share a name"),
-        ("classify", ["cut.vcf", "-R", "x.fa"], "cut.vcf: line 3"),
         ("classify", ["x.vcf", "--name", "b;c"], "--name b;c: may have letters, digits, _ and ."),
     ],
 )
@@ -435,8 +422,9 @@ def test_what_cannot_be_predicted_is_said(
     Path("x.tsv").write_text("sequence\nACGTACGTAA\n")
     Path("pairs.tsv").write_text("sequence_a\tsequence_b\nACGTACGTAA\tACG\n")
     header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
-    Path("cut.vcf").write_text(f"{header}c\t3\n")
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
+    Path("bad.vcf").write_text(f"{header}c\tthree\t.\tG\tA\t.\t.\t.\n")
+    Path("bad.fa").write_text(">c\nAC!T\n")
     files = {*Path().iterdir()}
     code, out, err = command_line("predict", str(runs[kind]), *arguments)
     assert (code, out) == (2, "")

@@ -351,6 +351,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     alternate = "C" if sequence[200] == "A" else "A"
     records = [(200, sequence[200], alternate), (201, sequence[201], "<DEL>")]
     source = write(tmp_path, sequence, records)
+    source.write_text(source.read_text().replace("#CHROM", "##contig=<ID=one,length=5>\n#CHROM", 1))
     score(
         ScoreOptions(
             inputs=(source,),
@@ -364,6 +365,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
         )
     )
     said = capsys.readouterr().err
+    assert "warning: contig one has 5 bases in the VCF" in said  # as the run itself warns
     assert "1 of 2 alleles would be scored" in said
     assert "SYMBOLIC" in said
     # 32 before the allele once, then 32 for each.

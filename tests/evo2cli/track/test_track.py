@@ -1,22 +1,31 @@
-"""`evo2 track`: a value per base; log-probabilities add up to the score."""
+"""`evo2 track`: a value per base; log-probabilities add up to the score; killed runs resume."""
 
 import gzip
 import json
 import math
 import resource
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
+from evo2cli.journal import _Journal
+from evo2cli.options import DType
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from evo2cli.track.formats import open_bigwig
-from evo2cli.track.options import TrackOptions
+from evo2cli.track.options import TrackOptions, Value
 from evo2cli.track.run import entropy, write_track
+from stripedhyena2 import ModelConfig, StripedHyena2, save
+from stripedhyena2.scoring import ScoringState
+from tests.ranks import Hold, World
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -131,6 +140,112 @@ def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
     assert values == pytest.approx([value for name, _, value in expected if name == "a"], abs=1e-5)
     regional = bigwig.open(str(run(source, checkpoint, "entropy", ".bw", regions=("b:5-9",))))
     assert [entry[:2] for entry in regional.intervals("b")] == [(i, i + 1) for i in range(4, 9)]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of bases of each forward pass."""
+    predict, found = ScoringState.predict, []
+
+    def predict_and_count(state: ScoringState, bases: bytes) -> Any:
+        found.append(len(bases))
+        return predict(state, bases)
+
+    monkeypatch.setattr(ScoringState, "predict", predict_and_count)
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".bedgraph", ".bedgraph.gz", ".bw"])
+@pytest.mark.parametrize(
+    ("words", "num_stored", "remaining"),
+    [
+        ([], 1, [1, 90]),
+        (["--window", "70"], 4, [70, 70, 70, 50, 1, 70, 70, 20]),
+        (["--window", "30", "--regions", "a:101-120", "--regions", "b:51-60"], 1, [30, 10]),
+    ],
+    ids=["records", "pieces", "regions"],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    source: Path,
+    checkpoint: str,
+    command_line: Callable[..., tuple[int, str, str]],
+    passes: list[int],
+    suffix: str,
+    words: list[str],
+    num_stored: int,
+    remaining: list[int],
+) -> None:
+    if suffix == ".bw":
+        pytest.importorskip("pyBigWig", reason="pyBigWig, of the extra bigwig, is not here")
+    folder, whole = source.with_name("output"), source.with_name(f"whole{suffix}")
+    folder.mkdir()
+    output = folder / f"x{suffix}"
+    words = ["track", str(source), "--model", checkpoint, "--device", "cpu", *words]
+    code, _, err = command_line(*words, "-O", str(whole))
+    assert code == 0, err
+    words += ["-O", str(output)]
+    killed = World(1, source.parent, "killed", words, Hold(_Journal, "recall", num_stored))
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
+    assert not output.exists()
+    passes.clear()
+    code, _, err = command_line(*words)
+    assert code == 0, err
+    assert f"resumed after {num_stored} result" in err
+    assert passes == remaining
+    assert output.read_bytes() == whole.read_bytes()
+    assert list(folder.iterdir()) == [output]
+
+
+def test_a_record_that_was_not_finished_is_read_again_in_the_same_chunks(
+    source: Path,
+    checkpoint: str,
+    passes: list[int],
+    stopped_after: Callable[[int], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", 150)
+    straight, expected = run(source, checkpoint, "logprob").read_bytes(), [150, 150, 100, 1, 90]
+    assert passes == expected
+    with stopped_after(2):
+        run(source, checkpoint, "logprob")
+    passes.clear()
+    assert run(source, checkpoint, "logprob").read_bytes() == straight
+    assert passes == expected
+
+
+def test_values_of_other_settings_or_bases_are_not_used_again(
+    source: Path,
+    checkpoint: str,
+    tiny_config: ModelConfig,
+    capsys: pytest.CaptureFixture[str],
+    stopped_after: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    other = source.with_name("other")
+    save(StripedHyena2.from_seed(tiny_config, seed=1), other, {})
+    changed = source.with_name("changed.fa")
+    changed.write_bytes(source.read_bytes().replace(b">one\nA", b">one\nC"))
+    output = source.with_name("x.bedgraph")
+    before = {"source": source, "model": checkpoint, "window": 200, "device": "cpu"}
+    for others, num_kept in (
+        ({"model": str(other)}, 0),
+        ({"dtype": DType.FP64}, 0),
+        ({"value": Value.ENTROPY}, 0),
+        ({"window": 400}, 0),
+        ({"source": changed}, 2),
+        ({}, 3),
+    ):
+        now: dict[str, Any] = {**before, **others}
+        straight = source.with_name("straight.bedgraph")
+        write_track(TrackOptions(**now, output=straight))
+        with stopped_after(3):
+            write_track(TrackOptions(**before, output=output))
+        capsys.readouterr()
+        write_track(TrackOptions(**now, output=output))
+        assert output.read_bytes() == straight.read_bytes()
+        said = capsys.readouterr().err
+        assert ("resumed after" in said) == bool(num_kept)
+        assert f"resumed after {num_kept} results" in said or not num_kept
+        assert not output.with_name("x.bedgraph.journal").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5_000, 20_000])

@@ -138,6 +138,10 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
         (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; its keys are length, sequences"),
         (["batch.sequences=0"], r"batch\.sequences = 0: "),
         (["batch.micro_sequences=3"], "micro_sequences = 3 does not divide sequences = 4"),
+        (
+            ["batch.length=256", "data.longest_repeat=129"],
+            "data.longest_repeat = 129 is more than half of batch.length = 256",
+        ),
         (["optimizer.warmup_steps=10"], "warmup_steps = 10 must be below steps = 10"),
         (["optimizer.min_learning_rate=0.5"], r"min_learning_rate = 0\.5 is above"),
         (["optimizer.betas=[0.9, 1.0]"], r"optimizer\.betas\.1 = 1\.0: "),
