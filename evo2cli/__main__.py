@@ -5,20 +5,19 @@ import signal
 
 from evo2cli.processes import (
     LAUNCHER,
-    STOPS,
     end_interrupted,
     end_with_parent,
+    handled_stops,
     on_interrupt,
     was_interrupted,
 )
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C and SIGTERM end it without a traceback, even during imports."""
+    """Run the command line; a signal ends it without a traceback, even during imports."""
     if LAUNCHER in os.environ:
         end_with_parent(os.environ[LAUNCHER])
-    # Ignored signals stay ignored: nohup ignores SIGHUP, a background job of a script SIGINT.
-    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    handled = handled_stops()
     for number in handled:
         signal.signal(number, on_interrupt)
     try:

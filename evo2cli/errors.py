@@ -1,6 +1,15 @@
 """Errors of commands and their exit codes: 2 bad input, 3 too many skipped records, 4 numerics."""
 
-from collections.abc import Iterable
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 
 
 class UserError(ValueError):
@@ -39,6 +48,46 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: Plural; default: `noun` + s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def without_dashes(message: str, names: Collection[str]) -> str:
+    """Write options in a message as fields or arguments, of these names: --top-k as top_k."""
+
+    def name_of(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        return name if name in names else option[0]
+
+    return _OPTION.sub(name_of, message)
+
+
+def names_arguments(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Decorate an iterator function of the Python interface.
+
+    A `UserError`, from the call or while the iterator is read, then names its arguments and not the
+    options of a command: window for --window.
+    """
+    names = inspect.signature(function).parameters
+
+    @contextmanager
+    def naming() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            error.args = (without_dashes(str(error), names),)
+            raise
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        with naming():
+            items = function(*args, **kwargs)
+
+        def iterate() -> Iterator[T]:
+            with naming():
+                yield from items
+
+        return iterate()
+
+    return call
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

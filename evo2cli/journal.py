@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evo2cli import console
-from evo2cli.errors import counted
+from evo2cli.errors import UserError, counted
 from evo2cli.files import beside, writing
 from stripedhyena2 import outputs
 
@@ -31,6 +31,9 @@ def open_journal(
         output: Output file, or None for stdout, which has no journal: `recall` always computes.
         settings: Everything that determines the results besides the keys, as JSON values.
         restart: Discard the results of an earlier run.
+
+    Raises:
+        UserError: The journal cannot be written, or the file of its name is not one.
     """
     path = journal_of(output)
     with keep_journal(path, settings, restart=restart) as recall:
@@ -111,8 +114,11 @@ class _Journal:
         # The workers of a killed command outlive it for a moment, and may still write.
         outputs.lock(self._stream.fileno(), wait=True)
         self._stream.seek(0)
-        first = settings.encode() + b"\n"
-        if self._stream.readline() != first or restart:
+        first, stored = settings.encode() + b"\n", self._stream.readline()
+        if stored and not stored.startswith(b"["):
+            self._stream.close()
+            raise UserError(f"{path}: is not a journal; move it, or name another output")
+        if stored != first or restart:
             self._discard(0)
             self._stream.write(first)
         self._replaying = True

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,6 @@ from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 _HEAD = "head.safetensors"  # in the folder of a run of `evo2 finetune`
 DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
-
 
 # Pins 8 GiB in 1.0 s, instead of 3.7 (tests/benchmarks/results/inference.md).
 ALLOCATOR = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
@@ -40,12 +40,12 @@ def pick_device(name: str, *, allocator: str = ALLOCATOR) -> torch.device:
         os.environ["PYTORCH_ALLOC_CONF"] = allocator
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with suppress(RuntimeError, AssertionError, ImportError):
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; use auto or cpu") from None
-    return device
+        if device.type != "meta":  # it holds no data
+            return device
+    raise UserError(f"--device {name}: not available here; use auto or cpu")
 
 
 @contextmanager
@@ -165,4 +165,5 @@ def ready_model(
     """
     if isinstance(model, StripedHyena2):
         return model
-    return open_model(ModelOptions(model=str(model), device=device, dtype=DType(dtype)))
+    choices: dict[str, Any] = {"dtype": dtype}  # may be text, which the options convert
+    return open_model(ModelOptions(model=str(model), device=device, **choices))

@@ -25,12 +25,21 @@ LAUNCHER = "EVO2_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 
 
+def handled_stops() -> list[signal.Signals]:
+    """`STOPS` that are not ignored: nohup ignores SIGHUP, a background job of a script SIGINT."""
+    return [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def on_interrupt(number: int, frame: FrameType | None) -> None:
     """Handler of `STOPS`: raises KeyboardInterrupt, but during an import only when it has finished.
 
     Raised within an import, the exception may reach C++, which swallows it or aborts the process. A
     command that is still importing its implementation has nothing to clean up, and exits at once.
+    Only Ctrl-C interrupts the cleanup: a terminal that closes sends SIGHUP twice, and `timeout`
+    SIGTERM.
     """
+    if _interrupts and number != signal.SIGINT:
+        return
     _interrupts.append(number)
     importer = _importer(frame)
     if importer is None:

@@ -75,7 +75,9 @@ VCF = Format("a VCF, which holds variants", _TO_INTERVALS)
 HEADLESS_VCF = Format("a VCF without its header", {**_as_variants(_HEADER), Wanted.VCF: _HEADER})
 TABLE = Format("a table whose first line does not name its columns", _as_variants(_RENAME))
 _WORKBOOK = Format("an Excel workbook", _always("save its sheet as CSV, or as text with tabs"))
-_PAGE = Format("a web page, perhaps an error of a download", _always("download the file again"))
+_PAGE = Format(
+    "a web page or XML, perhaps an error of a download", _always("download the file again")
+)
 _SAM = Format(
     "SAM or an interval list of Picard",
     {
@@ -93,13 +95,14 @@ _BEGINNINGS = {
     b"##fileformat=VCF": VCF,
     b"##gff": GFF,
     b"BCF\2": Format("a BCF, which holds variants", _TO_INTERVALS),
-    b"LOCUS": Format("GenBank", _as_fasta(_TO_FASTA)),
+    b"LOCUS  ": Format("GenBank", _as_fasta(_TO_FASTA)),
     b"BAM\1": Format("a BAM", _as_fasta(f"{_TO_FASTA} (samtools fasta)")),
-    b"CRAM": Format("a CRAM", _as_fasta(f"{_TO_FASTA} (samtools fasta)")),
+    **dict.fromkeys(
+        (b"CRAM\2", b"CRAM\3"), Format("a CRAM", _as_fasta(f"{_TO_FASTA} (samtools fasta)"))
+    ),
     b"\x43\x27\x41\x1a": Format("a 2bit genome", _as_fasta(f"{_TO_FASTA} (twoBitToFa)")),
     b"\xd0\xcf\x11\xe0": _WORKBOOK,
-    b"<!DOCTYPE": _PAGE,
-    b"<html": _PAGE,
+    b"<": _PAGE,
 }
 _ZIP = b"PK\3\4"
 _OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # files in the zip of an Excel file

@@ -1,7 +1,8 @@
 """Tables: TSV, CSV, Parquet or JSON lines, recognised by their first bytes; text may be compressed.
 
-The first line of a TSV or CSV names the columns; a `#` before it and lines of `##` above it are
-ignored. JSON lines are objects with at least the keys of the first one. A list becomes JSON text.
+The first line of a TSV or CSV names the columns; a `#` before it and lines of `##` or `#!` above
+it are ignored. JSON lines are objects with at least the keys of the first one. A list becomes JSON
+text.
 """
 
 import csv
@@ -79,19 +80,19 @@ def open_table(path: Path) -> Table:
     if start.startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
         return Table(path, types, _numbered(stored), "row")
-    found = recognise(start)
-    if found in (BED, FASTA, GFF):
-        raise UserError(f"{path}: {found.refusal(Wanted.TABLE)}")
     source = read_lines(path)
     with closed_at_error(source):
         lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
         for number, line in lines:
-            if not line.strip() or line.startswith("##"):
-                continue
             if line.lstrip().startswith("{"):
                 types = dict.fromkeys(_parsed(path, number, line), str)
                 lines = chain([(number, line)], lines)
                 return Table(path, types, _json_rows(path, list(types), lines, source), "line")
+            found = recognise(line.encode(errors="surrogateescape"))
+            if found in (BED, FASTA, GFF):
+                raise UserError(f"{path}: {found.refusal(Wanted.TABLE)}")
+            if not line.strip() or line.startswith(("##", "#!")):
+                continue
             names = split_names(line)
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")

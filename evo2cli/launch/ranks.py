@@ -32,7 +32,7 @@ from torch.distributed.run import config_from_args, parse_args
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.files import temporary_folder
-from evo2cli.processes import LAUNCHER, STOPS, end_with_parent, on_interrupt
+from evo2cli.processes import LAUNCHER, end_with_parent, handled_stops, on_interrupt
 from stripedhyena2.errors import reason_of
 
 DEEPSPEED = "deepspeed.launcher.launch"
@@ -267,9 +267,7 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGKILL if impatient else signal.SIGTERM)
 
-    # Ignored signals stay ignored, as in `evo2cli.__main__`.
-    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in handled}
+    before = {number: signal.signal(number, forward) for number in handled_stops()}
     try:
         yield
     except RankError as error:

@@ -33,7 +33,7 @@ from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
 from evo2cli.journal import Recall, open_journal, recall_all
 from evo2cli.models import precision_name
-from evo2cli.options import DType, ModelOptions
+from evo2cli.options import DType, ModelOptions, Strand
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions, Layout
@@ -67,10 +67,17 @@ class InputSequence(NamedTuple):
 
 
 def blocks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Split a stream of items into lists of up to `BLOCK`."""
+    """Split a stream of items into lists of up to `BLOCK`.
+
+    The first list is read at once, so that an input that is not valid can be refused before
+    anything is written.
+    """
     source = iter(items)
-    while block := list(islice(source, BLOCK)):
-        yield block
+
+    def read() -> list[T]:
+        return list(islice(source, BLOCK))
+
+    return chain([read()], iter(read, []))
 
 
 def labels_of(run: Path) -> Labels:
@@ -102,7 +109,8 @@ def predict_table(
             sequences, or the reverse.
         UntrustedNumericsError: A prediction is not finite.
     """
-    tuned = open_tuned(run, ModelOptions(device=device, dtype=DType(dtype)))
+    choices: dict[str, Any] = {"dtype": dtype}  # may be text, which the options convert
+    tuned = open_tuned(run, ModelOptions(device=device, **choices))
     _check_pairs(run, tuned, is_pair=examples.pairs is not None)
     description = tuned.description
     if description.labels.task is not Task.TOKENS:
@@ -251,15 +259,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     columns = ["name", *(["position", "base"] if is_tokens else [])]
     columns += [*(["prediction"] if has_classes else []), *_value_names(description)]
     num_cut = total = 0
-    source = blocks(_sequences(options, tuned))
-    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
+    sequences = blocks(_sequences(options, tuned))
     with (
         open_journal(options.output, _settings(tuned)) as recall,
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
         write(table_line(columns))
-        for block in chain(first, source):
+        for block in sequences:
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
                 cut = Cut(description.cut)
@@ -268,8 +275,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     for group in letters
                 ]
                 num_cut += sum(
-                    len(group[0]) < len(piece.letters[0])
-                    for group, piece in zip(letters, block, strict=True)
+                    group != piece.letters for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
             predicted = _predict(tuned, letters, recall, bar.advance)
@@ -430,22 +436,21 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     fields = _Fields.of(description, reading, options.name)
     vcf = read_vcf(options.source, scored=True)  # it may hold scores, too
     _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
-    source = blocks(vcf.records)
-    first = list(islice(source, 1))  # so that an input that cannot be read leaves no output
+    record_blocks = blocks(vcf.records)
     counts: Counter[str] = Counter()
     missing = ""
     with (
         Reference.open(options.reference) as genome,
         open_journal(options.output, _settings(tuned)) as recall,
     ):
-        window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
+        window = AlleleOptions(window=max(2, description.length), strand=Strand.FORWARD)
         scorer = VariantScorer(tuned.trunk, genome, window)  # only for its windows
         with (
             open_output(options.output) as write,
             console.progress("predict", None, "records") as bar,
         ):
             write(vcf.header.with_lines(_header_lines(options, description, fields)))
-            for records in chain(first, source):
+            for records in record_blocks:
                 predicted = _predict_alleles(tuned, scorer, records, recall)
                 for record, alleles in zip(records, predicted, strict=True):
                     counts.update(allele.status for allele in alleles)
@@ -552,7 +557,8 @@ def _header_lines(
     )
     for what, keys in fields.values.items():
         for key, label in zip(keys, description.labels.classes, strict=True):
-            meaning = f"{value} of {label} {what}"
+            escaped = label.replace("\\", r"\\").replace('"', r"\"")
+            meaning = f"{value} of {escaped} {what}"
             yield f'##INFO=<ID={key},Number=A,Type=Float,Description="{meaning}">'
     yield (
         f'##INFO=<ID={fields.status},Number=A,Type=String,Description="OK, EDGE (the window is '

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from evo2cli import __version__, console
 from evo2cli.data.tags import read_tag, split_tag
 from evo2cli.devices import Part, open_parts, pick_devices
-from evo2cli.errors import UserError, counted
+from evo2cli.errors import UserError, counted, names_arguments
 from evo2cli.files import locks_output, open_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import Record, read_records
@@ -68,6 +68,7 @@ class InputSequence:
         return len(self.bases) if self.tag else max(len(self.bases) - 1, 0)
 
 
+@names_arguments
 def score_sequences(
     sequences: Iterable[Record | tuple[str, str | bytes]] | str | Path,
     model: StripedHyena2 | str | Path = "nano",

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, names_arguments
 from evo2cli.files import locks_output, size_and_time
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.reference import Reference
@@ -78,6 +78,7 @@ MAX_BLOCK = 4096  # records that are read and sorted before they are scored
 MAX_BLOCK_BYTES = 2**26  # bytes of their lines, which may have many samples
 
 
+@names_arguments
 def score_variants(
     variants: Iterable[VariantRecord | str] | str | Path,
     reference: Reference | str | Path | None,

@@ -1,11 +1,10 @@
 """Refused requests: an HTTP status and one line for the client."""
 
-import re
 import traceback
 from dataclasses import fields
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, without_dashes
 from evo2cli.generate.options import GenerateOptions
 from evo2cli.score.options import AlleleOptions
 from evo2cli.serve.options import ServeOptions
@@ -15,7 +14,6 @@ from stripedhyena2.memory import is_out_of_memory, out_of_memory
 RETRY_AFTER = 1  # seconds
 MAX_MESSAGE = 500  # characters
 INTERNAL_ERROR = "an internal error; the server's log has more"
-_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 # Options of commands that are fields of requests; those of the server are not up to the client.
 _FIELDS = {field.name for field in (*fields(GenerateOptions), *fields(AlleleOptions))}
 _FIELDS -= {field.name for field in fields(ServeOptions)}
@@ -61,20 +59,10 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, InsufficientMemoryError):
         return Refusal(503, str(error))
     if isinstance(error, UserError | InputError):
-        return Refusal(422, _name_fields(str(error)))
+        return Refusal(422, without_dashes(str(error), _FIELDS))
     if isinstance(error, NonFiniteError):
         return Refusal(500, str(error))
     if is_out_of_memory(error):
         return Refusal(503, f"{out_of_memory(error)}; try again, or ask for less")
     console.say("".join(traceback.format_exception(error)).rstrip())
     return Refusal(500, INTERNAL_ERROR)
-
-
-def _name_fields(message: str) -> str:
-    """Replace the options of a command in a message by fields of the request: --top-k is top_k."""
-
-    def field_name(option: re.Match[str]) -> str:
-        name = option[1].replace("-", "_")
-        return name if name in _FIELDS else option[0]
-
-    return _OPTION.sub(field_name, message)

@@ -1,7 +1,6 @@
 """`evo2 serve`: starts the engine and the web server, and shuts them down gracefully."""
 
 import asyncio
-import signal
 import socket
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.options import refuse
+from evo2cli.processes import handled_stops
 from evo2cli.serve.options import AddressOptions, ServeOptions
 
 # Seconds for which the thread of the event loop may make that of the engine wait for the GIL. The
@@ -20,7 +20,7 @@ SWITCH_INTERVAL = 0.0005
 
 
 def serve(options: ServeOptions) -> None:
-    """Answer requests until SIGTERM or Ctrl-C.
+    """Answer requests until Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         UserError: The extra is not installed, the address is in use, or the model cannot be opened.
@@ -44,14 +44,14 @@ def serve(options: ServeOptions) -> None:
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """At SIGTERM or Ctrl-C, accept no more requests, and finish those in progress."""
+            """At a signal to stop, accept no more requests, and finish those in progress."""
 
             def end() -> None:
                 engine.close(options.grace)
                 self.should_exit = True
 
             loop = asyncio.get_running_loop()
-            signals = (signal.SIGTERM, signal.SIGINT)
+            signals = handled_stops()
             for number in signals:
                 loop.add_signal_handler(number, end)
             try:

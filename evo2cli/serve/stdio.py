@@ -3,7 +3,6 @@
 import asyncio
 import math
 import os
-import signal
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 
+from evo2cli.processes import handled_stops
 from evo2cli.serve.engine import EXTRA_GRACE, Engine
 from evo2cli.serve.mcp import Tools
 
@@ -24,7 +24,7 @@ STDIN = 0  # its file descriptor
 async def over_stdio(
     tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
 ) -> None:
-    """Serve over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
+    """Serve over stdin and stdout until stdin ends, the engine fails, or Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         tools: The tools.
@@ -51,7 +51,7 @@ async def over_stdio(
 
     loop = asyncio.get_running_loop()
     tasks = [asyncio.create_task(watch())]
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = handled_stops()
     for number in signals:
         loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
     try:

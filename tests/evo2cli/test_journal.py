@@ -73,6 +73,14 @@ def test_a_journal_of_other_settings_or_other_records_is_not_used_and_a_warning_
     assert "x.vcf.journal: 6 results of a run with other" in said(capsys)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_file_that_is_not_a_journal_is_kept(tmp_path, restart):
+    (tmp_path / "x.journal").write_text("Monday: 7 plates\n")
+    with pytest.raises(UserError, match=r"x\.journal: is not a journal; move it"):
+        squares(tmp_path / "x", [], restart=restart)
+    assert (tmp_path / "x.journal").read_text() == "Monday: 7 plates\n"
+
+
 def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.models import open_model
+from evo2cli.models import open_model, pick_device
 from evo2cli.options import ModelOptions
 from stripedhyena2 import ModelConfig, StripedHyena2, load, save
 from stripedhyena2.checkpoint import Checkpoint, built_in, precision
@@ -114,3 +114,9 @@ def test_a_built_in_model_is_called_a_demonstration_once(
     result = CliRunner().invoke(app, [*command, "--device", "cpu", "--model", "mine"])
     assert result.exit_code == 0, result.output
     assert "demonstration" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["meta", "hpu", "abacus"])
+def test_a_device_that_cannot_compute_here_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"^--device {name}: not available here"):
+        pick_device(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evo2cli.processes import LAUNCHER, STOPS, start_child
+from evo2cli.processes import LAUNCHER, handled_stops, start_child
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -76,9 +76,14 @@ TOLD = {
         (on_import_of("typer"), signal.SIGINT),
         (on_import_of("torch"), signal.SIGTERM),
         (on_import_of("stripedhyena2.scoring"), signal.SIGINT),
-        *((IN_WORK, sent) for sent in STOPS),
+        *((IN_WORK, sent) for sent in handled_stops()),
     ],
-    ids=["typer", "torch", "stripedhyena2.scoring", *(f"work-{sent.name}" for sent in STOPS)],
+    ids=[
+        "typer",
+        "torch",
+        "stripedhyena2.scoring",
+        *(f"work-{sent.name}" for sent in handled_stops()),
+    ],
 )
 def test_a_signal_ends_it_quietly_whenever_it_comes(first: str, sent: signal.Signals) -> None:
     result = run(first, "score", str(EXAMPLES / "phix174.fa"), sent=sent)
@@ -102,6 +107,25 @@ def test_a_signal_during_an_import_leaves_no_part_of_an_output(
     assert result.returncode == 128 + sent
     assert result.stderr.endswith(TOLD[sent])
     assert [path for path in tmp_path.iterdir() if path.suffix != ".journal"] == []
+
+
+AGAIN_IN_CLEANUP = """
+import evo2cli.app
+def work():
+    try:
+        os.kill(os.getpid(), sent)
+    finally:
+        os.kill(os.getpid(), sent)
+        print("cleaned up")
+evo2cli.app.main = work
+"""
+
+
+@pytest.mark.parametrize("sent", handled_stops())
+def test_a_signal_that_is_sent_twice_ends_it_after_its_cleanup(sent: signal.Signals) -> None:
+    result = run(AGAIN_IN_CLEANUP, "score", sent=sent)
+    assert (result.returncode, result.stderr) == (128 + sent, TOLD[sent])
+    assert result.stdout == ("" if sent == signal.SIGINT else "cleaned up\n")  # an impatient user
 
 
 IN_JOURNAL = """

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stripedhyena2.adapters.lora import LoRA, add_adapters, by_module, merged_weights, put_on
+from stripedhyena2.adapters.lora import LoRA, by_module, merged_weights, put_on
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.config import ModelConfig
@@ -73,14 +73,6 @@ class Adapter:
     def put_on(self, model: StripedHyena2) -> None:
         """Apply the adapter to a model that was loaded for inference; see `lora.put_on`."""
         put_on(model, self.lora, self.tensors)
-
-    def attach_to(self, model: StripedHyena2) -> list[str]:
-        """Attach the adapter to a model for training; returns the names of its parameters."""
-        names = add_adapters(model, self.lora, by_module(self.tensors))
-        for name in names:
-            parameter = model.get_parameter(name)
-            parameter.data.copy_(self.tensors[name])
-        return names
 
 
 def check_base(

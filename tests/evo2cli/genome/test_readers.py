@@ -86,6 +86,11 @@ OTHERS = {
     "a VCF without its header": RECORD,
     "FASTQ or SAM": b"@r\nACGT\n+\nIIII\n",
     "SAM or an interval list": b"@HD\tVN:1.6\nchr1\t5\t90\t+\tgene\n",
+    "GenBank": b"LOCUS       SCU49845  5028 bp  DNA  PLN  21-JUN-1999\n",
+    "a CRAM": b"CRAM\3\0",
+    "a web page": b"<!doctype html><html>",
+    "a web page or XML": b'<?xml version="1.0"?><Error/>',
+    "a BED, which": b"LOCUS_1\t5\t90\nCRAM_1\t5\t90\n",
 }
 
 
@@ -107,7 +112,12 @@ OTHERS = {
         ("x.fa", "a BED", "give FASTA"),
         ("x.fa", "a GFF or GTF", "give FASTA"),
         ("x.fa", "a VCF, which", "give FASTA"),
+        ("x.fa", "a BED, which", "give FASTA"),
         ("x.fa", "FASTQ or SAM", "convert it to FASTA first (seqtk seq -A, samtools fasta)"),
+        ("x.fa", "GenBank", "convert it to FASTA first"),
+        ("x.fa", "a CRAM", "convert it to FASTA first (samtools fasta)"),
+        ("x.fa", "a web page", "download the file again"),
+        ("x.eval", "a web page or XML", "download the file again"),
         ("x.tsv", "FASTA", "give a table whose first line names its columns"),
         ("x.tsv", "a BED", "give a table whose first line names its columns"),
         ("x.tsv", "a GFF or GTF", "give a table whose first line names its columns"),

@@ -39,6 +39,24 @@ def test_every_format_has_the_same_rows(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "#name\ty1\ty2\na\t1\t0\n",  # without its names, a row could be an interval
+        "#!made by x\n##\n\nname,y1,y2\na,1,0\n",
+        '{"name": [1, 2, 3, 4], "y1": 1, "y2": 0}\n',
+    ],
+)
+def test_a_row_that_could_be_an_interval_is_one_of_a_table_that_names_its_columns(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_text(text)
+    table = open_table(path)
+    assert table.names[1:] == ["y1", "y2"]
+    assert len(list(table.rows)) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a,b,a\n", "two columns have the same name: a, b, a"),

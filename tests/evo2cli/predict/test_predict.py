@@ -14,6 +14,7 @@ import pysam
 import pytest
 import torch
 
+from evo2cli.errors import UserError
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.folder import open_tuned, read_description
 from evo2cli.finetune.options import FinetuneOptions
@@ -21,7 +22,7 @@ from evo2cli.finetune.run import finetune
 from evo2cli.journal import _Journal
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import PredictOptions
-from evo2cli.predict.run import _Fields, predict, predict_table, tiles
+from evo2cli.predict.run import _Fields, _header_lines, predict, predict_table, tiles
 from tests.evo2cli.finetune.conftest import Run, base, random_dna, small_table, tune
 from tests.ranks import Hold, World
 
@@ -109,6 +110,11 @@ def test_numbers_have_their_units(
     [row] = rows(out)
     assert 3 < float(row["y1"]) < 7
     assert -3.5 < float(row["y2"]) < -1.5
+
+
+def test_a_precision_that_does_not_exist_is_said(runs: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"^--dtype int4: must be one of auto, fp8"):
+        predict_table(runs["classify"], Examples(["s"], ["ACGT"]), dtype="int4")
 
 
 def test_regions_are_sequences_of_the_genome_on_their_strand(
@@ -220,6 +226,33 @@ def test_classes_whose_keys_would_be_the_same_are_numbered(runs: dict[str, Path]
     labels = replace(description.labels, classes=("CD4+", "CD4-"))
     keys = _Fields.of(replace(description, labels=labels), description.reading, None)
     assert keys.values["with REF"] == ["EVO2_CD4__1_REF", "EVO2_CD4__2_REF"]
+
+
+def test_the_header_holds_any_name_of_a_class(runs: dict[str, Path], tmp_path: Path) -> None:
+    description = read_description(runs["classify"] / "final")
+    assert description.reading is not None
+    classes = ('say "hi"', "back\\slash")
+    description = replace(description, labels=replace(description.labels, classes=classes))
+    options = PredictOptions(run=runs["classify"], source=Path("x.vcf"))
+    fields = _Fields.of(description, description.reading, None)
+    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+    lines = ["##fileformat=VCFv4.3", *_header_lines(options, description, fields), columns, ""]
+    (tmp_path / "x.vcf").write_text("\n".join(lines))
+    with pysam.VariantFile(str(tmp_path / "x.vcf")) as file:
+        keys = [key for keys in fields.values.values() for key in keys]
+        assert {*file.header.info} == {*keys, fields.status}
+
+
+def test_a_pair_is_cut_if_one_of_it_is(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    length, table = read_description(runs["pairs"] / "final").length, tmp_path / "x.tsv"
+    pairs = [(length, length), (length, length + 1), (length + 1, length)]
+    rows = [f"{'A' * first}\t{'C' * second}\n" for first, second in pairs]
+    table.write_text(f"sequence_a\tsequence_b\n{''.join(rows)}")
+    code, _, err = command_line("predict", str(runs["pairs"]), str(table))
+    assert code == 0, err
+    assert "2 of 3 sequences: longer than" in err
 
 
 def test_variants_of_another_genome_end_with_3(
@@ -392,9 +425,11 @@ def test_what_cannot_be_predicted_is_said(
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
     Path("bad.vcf").write_text(f"{header}c\tthree\t.\tG\tA\t.\t.\t.\n")
     Path("bad.fa").write_text(">c\nAC!T\n")
+    files = {*Path().iterdir()}
     code, out, err = command_line("predict", str(runs[kind]), *arguments)
     assert (code, out) == (2, "")
     assert message in err
+    assert {*Path().iterdir()} == files
 
 
 def test_a_folder_without_a_run_is_said(tmp_path: Path, command_line: Command) -> None:

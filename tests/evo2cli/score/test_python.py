@@ -61,18 +61,38 @@ def test_errors_are_one_line_value_errors(tmp_path: Path, model: StripedHyena2) 
     (tmp_path / "one.fa").write_text(f">one\n{GENOME}\n")
     fasta = tmp_path / "one.fa"
     for words, message in (
-        ({"strand": "forward"}, "--strand forward: must be one of fwd, rc, both"),
-        ({"windows": "middle"}, "--windows middle: must be one of centred, anchored"),
-        ({"window": 1}, "--window 1: must be at least 2"),
+        ({"strand": "forward"}, "^strand forward: must be one of fwd, rc, both"),
+        ({"windows": "middle"}, "^windows middle: must be one of centred, anchored"),
+        ({"window": 1}, "^window 1: must be at least 2"),
+        ({"after": 5, "windows": "anchored"}, "^after 5: cannot be .* with windows anchored"),
     ):
         with pytest.raises(ValueError, match=message):
             score_variants(["one-5-A-C"], fasta, model, **words)
+    wrong = "C" if GENOME[4] != "C" else "G"
+    for words, message in (  # while rows are read
+        (
+            {"on_ref_mismatch": "error"},
+            "right build. on_ref_mismatch skip leaves such records without a",
+        ),
+        ({"after": 8191}, "^after 8191: leaves no base"),
+    ):
+        rows = score_variants([f"one-5-{wrong}-T"], fasta, model, **words)
+        with pytest.raises(UserError, match=message):
+            next(rows)
+    for words, message in (  # also of a model that is not loaded yet
+        ({"device": "tpu:0"}, "^device tpu:0: not available"),
+        ({"dtype": "int4"}, "^dtype int4: must be one of auto, fp8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(score_variants(["one-5-A-C"], fasta, "nano", **words))
     with pytest.raises(UserError, match=r"variant 1: is tuple; give text such as"):
         list(score_variants(["one-5-A-C", ("one", 5, "A", "C")], fasta, model))  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"one:5 A>C: needs a genome; give its FASTA file"):
         list(score_variants(["one-5-A-C"], None, model))
-    with pytest.raises(UserError, match="must be one of fwd, rc, both"):
+    with pytest.raises(UserError, match=r"^strand forward: must be one of fwd, rc, both"):
         score_sequences([], model, strand="forward")
+    with pytest.raises(UserError, match=r"^tag ACGT: not a lineage"):
+        score_sequences([], model, tag="ACGT")
     with pytest.raises(UserError, match="record 'a': '!' at position 2"):
         list(score_sequences([("a", "A!")], model))
     with pytest.raises(UserError, match=r"none\.fa: cannot be read"):

@@ -25,6 +25,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from evo2cli.errors import UserError
 from evo2cli.genome.vcf import VariantRecord
+from evo2cli.processes import handled_stops
 from evo2cli.score import score_sequences, score_variants
 from evo2cli.serve import engine as engines
 from evo2cli.serve import mcp as tools
@@ -532,7 +533,7 @@ def test_stdio_gives_what_http_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", handled_stops())
 def test_a_signal_ends_stdio_after_accepted_calls(number: signal.Signals) -> None:
     """stdout has answers and nothing else."""
     started = command("--grace", "50")

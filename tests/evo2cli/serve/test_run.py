@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from evo2cli.processes import handled_stops
 from tests.evo2cli.serve.conftest import is_ready
 from tests.ranks import World, free_port, wait_until
 
@@ -17,7 +18,7 @@ CommandLine = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", handled_stops())
 def test_a_signal_ends_the_server_after_accepted_requests(
     number: signal.Signals, tmp_path: Path
 ) -> None:

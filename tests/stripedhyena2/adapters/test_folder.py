@@ -65,7 +65,7 @@ def test_a_round_trip_is_exact(
     torch.testing.assert_close(found.tensors, adapter.tensors, rtol=0, atol=0)
     model = make_base(tiny_config)
     found.check_base(tiny_config, model.state_dict(), "it")
-    found.attach_to(model)
+    found.put_on(model)
     torch.testing.assert_close(model(IDS), outputs)
 
 
