@@ -19,6 +19,7 @@ from torch import Tensor
 from evo2cli import console
 from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import UntrustedNumericsError, counted
+from evo2cli.processes import handled_stops
 from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock
 from evo2cli.training.deadline import step_deadline
@@ -84,7 +85,7 @@ class Trainer:
         self._peak = peak_flops(torch.cuda.get_device_name(self.ranks.device)) if on_gpu else None
 
     def run(self) -> Outcome:
-        """Train from the newest checkpoint to the last step, or until SIGTERM.
+        """Train from the newest checkpoint to the last step, or until SIGTERM or SIGHUP.
 
         Raises:
             UntrustedNumericsError: A loss or a gradient is not finite.
@@ -100,7 +101,7 @@ class Trainer:
         valid: dict[str, Any] = {}
         logger = MetricsLogger(self.folder, steps, step, self._caption(), tracking=recipe.tracking)
         with (
-            _sigterm_flag() as got_sigterm,
+            _stop_flag() as must_stop,
             step_deadline(recipe.guard.step_deadline, self.folder.path, self.ranks) as restart,
             _gc_frozen(),
             logger,
@@ -116,7 +117,7 @@ class Trainer:
                     if self.best is not None:
                         self.best.update(step, valid)
                 logger.log(record)
-                stopping = self.ranks.any(got_sigterm())
+                stopping = self.ranks.any(must_stop())
                 last = stopping or self._is_done(step)
                 if last or step % recipe.checkpoint.every == 0:
                     restart()
@@ -286,15 +287,23 @@ def _gc_frozen() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_flag() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM came, which no longer kills the process."""
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGTERM or SIGHUP came; they no longer end the process.
+
+    A signal that is ignored stays ignored.
+    """
     received: list[int] = []
+    stops = [number for number in handled_stops() if number != signal.SIGINT]
     try:
-        before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+        before = {
+            number: signal.signal(number, lambda number, _frame: received.append(number))
+            for number in stops
+        }
     except ValueError:  # only the main thread can handle signals
         yield lambda: False
         return
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

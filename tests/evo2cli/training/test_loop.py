@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,24 +173,41 @@ def test_a_half_written_checkpoint_and_a_cut_line_do_no_harm(
     ]
 
 
-@pytest.mark.parametrize("last", [3, 7], ids=["step 3", "the last step"])
-def test_sigterm_saves_and_the_next_run_goes_on(
-    last: int, whole: tuple[Trainer, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
+@pytest.mark.parametrize(
+    ("number", "last"),
+    [(signal.SIGTERM, 3), (signal.SIGTERM, 7), (signal.SIGHUP, 3)],
+    ids=["step 3", "the last step", "the terminal closes"],
+)
+def test_a_signal_saves_and_the_next_run_goes_on(
+    number: signal.Signals,
+    last: int,
+    whole: tuple[Trainer, Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = make_recipe(tmp_path / "run")
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     log = RunFolder.log
 
     def log_and_be_asked(self: RunFolder, record: dict[str, Any]) -> None:
         log(self, record)
         if record["step"] == last:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", log_and_be_asked)
         outcome = make_trainer(recipe).run()
     assert (outcome.step, outcome.finished) == (last, False)
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(number) == handler
     trainer = make_trainer(recipe)
     assert_same_run(trainer, trainer.run(), whole)
 
