@@ -8,38 +8,15 @@ one before. Recall is that of `evo2 eval needle`, the mean over depths; beside i
 base of the held-out genomes in windows of the stage's length. Finished runs are not repeated.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.train.run import train_recipe
-from evo2cli.training.options import RunOptions
-from evo2cli.training.recipe_file import find_recipe
 from stripedhyena2.extension import Scheme
 from tests.benchmarks.gpu import opening
-from tests.benchmarks.layouts import measure_recall, read_metrics
+from tests.benchmarks.layouts import make_parser, measure_recall, read_metrics, train
 
 Rows = dict[tuple[str, str], tuple[float, dict[int, float], float]]  # by scheme and stage
-
-
-def extend(scheme: str, stage: str, before: Path | None, arguments: argparse.Namespace) -> Path:
-    """Train a stage by a scheme, from the weights in `before` or those that the recipe names."""
-    output: Path = arguments.runs / f"mini-{stage}-{scheme}"
-    start = [] if before is None else [f"init='{before.resolve() / 'final'}'"]
-    console.say(f"== {stage}, {scheme}")
-    summary = train_recipe(
-        RunOptions(
-            recipe=find_recipe(Path(f"recipes/extend/mini-{stage}.toml")),
-            output=output,
-            data=arguments.data,
-            device=arguments.device,
-            settings=(f"extend.scheme='{scheme}'", *arguments.settings, *start),
-        )
-    )
-    if not summary["finished"]:
-        raise SystemExit(f"{output}: stopped; give the command again to resume")
-    return output
 
 
 def table(rows: Rows) -> str:
@@ -77,23 +54,21 @@ def draw(rows: Rows, path: Path) -> None:
 
 def main() -> None:
     """Run all; table and picture are written anew after each stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train and valid")
+    parser = make_parser(__doc__, out="extension.md", runs="extension-runs")
     parser.add_argument("--stages", default="32k,128k")
     parser.add_argument("--schemes", default=",".join(Scheme))
-    parser.add_argument("--runs", type=Path, default=Path("extension-runs"))
-    parser.add_argument("--out", type=Path, default=Path("extension.md"))
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--lengths", default="2k,8k,32k,128k", help="of texts with a needle")
     parser.add_argument("--needles", type=int, default=4, help="texts at each length and depth")
-    parser.add_argument("--set", dest="settings", action="append", default=[])
     arguments = parser.parse_args()
     console.show_warnings()
     rows: Rows = {}
     for scheme in arguments.schemes.split(","):
-        output = None
+        output: Path | None = None
         for stage in arguments.stages.split(","):
-            output = extend(scheme, stage, output, arguments)
+            start = [] if output is None else [f"init='{output.resolve() / 'final'}'"]
+            output = arguments.runs / f"mini-{stage}-{scheme}"
+            settings = [f"extend.scheme='{scheme}'", *arguments.settings, *start]
+            train(f"extend/mini-{stage}.toml", output, settings, arguments)
             records = read_metrics(output)
             bits = next(r["valid_bits"] for r in reversed(records) if "valid_bits" in r)
             seconds = statistics.median(record["seconds"] for record in records)

@@ -55,21 +55,41 @@ class Run:
     seconds: float
 
 
-def run(recipe: Path, seed: int, arguments: argparse.Namespace) -> Run:
-    """Train a recipe with a seed, unless that is done, and measure it."""
-    output = arguments.runs / f"{recipe.stem}-seed{seed}"
-    console.say(f"== {recipe.stem}, seed {seed}")
+def make_parser(about: str | None, *, out: str, runs: str) -> argparse.ArgumentParser:
+    """A parser with the options of every comparison of whole runs."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train and valid")
+    parser.add_argument("--runs", type=Path, default=Path(runs))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", dest="settings", action="append", default=[])
+    return parser
+
+
+def train(
+    recipe: str, output: Path, settings: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Train a shipped recipe, unless that is done; returns the summary of the run."""
+    console.say(f"== {output.name}")
     summary = train_recipe(
         RunOptions(
-            recipe=recipe,
+            recipe=find_recipe(Path("recipes") / recipe),
             output=output,
             data=arguments.data,
             device=arguments.device,
-            settings=(f"seed={seed}", *arguments.settings),
+            settings=tuple(settings),
         )
     )
     if not summary["finished"]:
         raise SystemExit(f"{output}: stopped; give the command again to resume")
+    return summary
+
+
+def run(name: str, seed: int, arguments: argparse.Namespace) -> Run:
+    """Train a recipe of recipes/ablations with a seed, unless that is done, and measure it."""
+    output = arguments.runs / f"{name}-seed{seed}"
+    settings = [f"seed={seed}", *arguments.settings]
+    summary = train(f"ablations/{name}.toml", output, settings, arguments)
     records = read_metrics(output)
     last = next(record for record in reversed(records) if "valid_bits" in record)
     seconds = [record["seconds"] for record in records]
@@ -149,25 +169,20 @@ def table(results: dict[str, dict[int, Run]]) -> str:
 
 def main() -> None:
     """Run all recipes with all seeds; the table is written anew after each run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train and valid")
+    parser = make_parser(__doc__, out="layouts.md", runs="layout-runs")
     parser.add_argument("--family", choices=FAMILIES, default="mini")
     parser.add_argument("--only", default="", help="recipes whose names contain this")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, default=Path("layout-runs"))
-    parser.add_argument("--out", type=Path, default=Path("layouts.md"))
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--lengths", default="2k,8k", help="of texts with a needle")
     parser.add_argument("--needles", type=int, default=8, help="texts at each length and depth")
-    parser.add_argument("--set", dest="settings", action="append", default=[])
     arguments = parser.parse_args()
     console.show_warnings()
     names = [name for name in FAMILIES[arguments.family] if arguments.only in name]
     results: dict[str, dict[int, Run]] = {}
     for seed in range(arguments.seeds):
         for name in names:
-            recipe = find_recipe(Path(f"recipes/ablations/{arguments.family}-{name}.toml"))
-            results.setdefault(recipe.stem, {})[seed] = run(recipe, seed, arguments)
+            recipe = f"{arguments.family}-{name}"
+            results.setdefault(recipe, {})[seed] = run(recipe, seed, arguments)
             arguments.out.write_text(opening() + table(results), encoding="utf-8")
 
 
